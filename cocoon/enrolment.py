@@ -1,0 +1,88 @@
+"""What a worker agent and a gateway tell each other outside of jobs: keyset, enrolment, heartbeat.
+
+The keyset names the agent's keys (PROTOCOL §1). Its digest, not a URL or a name, is what tickets, receipts and the
+log refer to. Fields whose layer is not built yet (HPKE keys, delegation, manifest) are empty, never invented.
+"""
+
+import hashlib
+import uuid
+from typing import Annotated
+
+import msgspec
+
+from cocoon import canonical
+
+KEYSET_LABEL = b"cocoon/keyset/1\x00"
+KEYSET_SECONDS_MAX = 6 * 3600
+ENROL_PATH = "/v1/workers/enrol"
+HEARTBEAT_PATH = "/v1/workers/heartbeat"
+HEARTBEAT_SECONDS = 2.0
+"""How often an agent reports; three missed reports take it out of rotation."""
+HEARTBEATS_MISSED_MAX = 3
+
+Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class Keyset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The keys of one boot of one agent; times are Unix seconds, at most `KEYSET_SECONDS_MAX` apart."""
+
+    v: int
+    stake_addr: str
+    operator: str
+    tls_spki_sha256: Digest
+    hpke_xwing: bytes
+    hpke_x25519: bytes
+    receipt_pk: Digest
+    delegation: bytes
+    model_manifest_sha256: bytes
+    boot_id: bytes
+    not_before: int
+    not_after: int
+
+    def encode(self) -> bytes:
+        """The canonical bytes that are digested and carried."""
+        return canonical.encode(self)
+
+
+def keyset_digest(raw: bytes) -> bytes:
+    """Digest of a keyset's exact bytes."""
+    return hashlib.sha256(KEYSET_LABEL + raw).digest()
+
+
+class ServedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model of one worker; `context_tokens` is what a single request may use."""
+
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+    context_tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+
+
+class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/workers/enrol`, authorised by a worker key. `capacity` is requests in flight."""
+
+    keyset: bytes
+    url: Annotated[str, msgspec.Meta(max_length=256)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    models: Annotated[tuple[ServedModel, ...], msgspec.Meta(min_length=1, max_length=64)]
+    capacity: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    engine: Annotated[str, msgspec.Meta(max_length=64)]
+    tee_type: Annotated[str, msgspec.Meta(max_length=32)] = "none"
+
+
+class EnrolAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Admission: `token` authorises heartbeats for `token_seconds`, `ticket_key` authenticates tickets."""
+
+    worker_id: uuid.UUID
+    token: str
+    token_seconds: int
+    ticket_key: bytes
+    global_id: int
+    heartbeat_seconds: float = HEARTBEAT_SECONDS
+
+
+class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/workers/heartbeat`, authorised by the token."""
+
+    running: Annotated[int, msgspec.Meta(ge=0)]
+    queued: Annotated[int, msgspec.Meta(ge=0)]
+    capacity: Annotated[int, msgspec.Meta(ge=0, le=4096)]
+    draining: bool = False

@@ -1,0 +1,252 @@
+"""A small HTTP/1.1 client exchange on `httptools`, for hops inside the network.
+
+General clients cost the relay more than half of its throughput; this one does only what the hops need: one
+request at a time per connection, keep-alive, bounded buffering with back-pressure, and an abort that is a close.
+It opens no socket itself: whoever owns the event loop connects it and decides about pooling and pinning.
+"""
+
+import asyncio
+from collections.abc import Iterable
+
+import httptools
+
+from cocoon.errors import CocoonError
+
+READ_BUFFER_BYTES_MAX = 256 * 1024
+HEAD_BYTES_MAX = 64 * 1024
+
+
+class HopError(CocoonError):
+    """The connection to the other side failed."""
+
+    code = "hop_failed"
+    transient = True
+
+
+class HopClosedError(HopError):
+    """The other side closed the connection before the answer was complete."""
+
+    code = "hop_closed"
+
+
+class Head:
+    """Status line and headers of an answer. Header names are lower-case."""
+
+    __slots__ = ("headers", "status")
+
+    def __init__(self, status: int, headers: dict[bytes, bytes]) -> None:
+        self.status = status
+        self.headers = headers
+
+
+class Connection(asyncio.Protocol):
+    """One connection; `send`, then `head`, then `read` until it returns b"" (the end of the answer)."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: HopError | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: dict[bytes, bytes] = {}
+        self._head_bytes = 0
+        self._head: Head | None = None
+        self._chunks: list[bytes] = []
+        self._buffered = 0
+        self._complete = True
+        self._paused = False
+        self._keep_alive = False
+        self.idle_since = 0.0
+        self.bytes_received = 0
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be sent: the last answer is complete and both sides keep the connection."""
+        transport = self._transport
+        return (
+            self._complete
+            and not self._chunks
+            and self._error is None
+            and transport is not None
+            and not transport.is_closing()
+        )
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport, for reading the peer's certificate."""
+        assert self._transport is not None, "not connected"
+        return self._transport
+
+    def send(self, request: bytes) -> None:
+        """Write one whole request. The previous answer must be complete."""
+        assert self.reusable, "one request at a time"
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers = {}
+        self._head = None
+        self._head_bytes = 0
+        self._complete = self._keep_alive = False
+        self.bytes_received = 0
+        self.transport.write(request)
+
+    async def head(self) -> Head:
+        """Wait for status and headers.
+
+        Raises:
+            HopClosedError: the connection closed first.
+            HopError: the bytes are not HTTP.
+        """
+        while self._head is None:
+            await self._wait()
+        return self._head
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, b"" at its end.
+
+        Raises:
+            HopClosedError: the connection closed before the end.
+            HopError: the bytes are not HTTP.
+        """
+        while not self._chunks:
+            if self._complete:
+                return b""
+            await self._wait()
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered = 0
+        if self._paused:
+            self._paused = False
+            self.transport.resume_reading()
+        return data
+
+    async def read_all(self, limit: int) -> bytes:
+        """The rest of the body.
+
+        Raises:
+            HopError: longer than `limit` bytes, closed early, or not HTTP.
+        """
+        parts: list[bytes] = []
+        size = 0
+        while chunk := await self.read():
+            size += len(chunk)
+            if size > limit:
+                self.abort()
+                raise HopError("the answer is too long")
+            parts.append(chunk)
+        return b"".join(parts)
+
+    def abort(self) -> None:
+        """Close at once, losing what is unsent: the other side sees it as an abort. Idempotent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        assert self._waiter is None, "one reader at a time"
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, error: HopError) -> None:
+        self._error = self._error or error
+        self._wake()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        assert isinstance(transport, asyncio.Transport), "a stream transport"
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        if self._complete:
+            # Bytes nobody asked for: the connection cannot be trusted with another request.
+            self._fail(HopError("unexpected bytes between answers"))
+            self.abort()
+            return
+        self.bytes_received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            failure = HopError("the answer is not HTTP/1.1")
+            failure.__cause__ = error
+            self._fail(failure)
+            self.abort()
+            return
+        if self._buffered > READ_BUFFER_BYTES_MAX and not self._paused and not self._complete:
+            self._paused = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        """Called by the loop; a body without a length ends here."""
+        if not self._complete and self._head is not None and self._ends_with_connection():
+            self._complete = True
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        failure = HopClosedError()
+        failure.__cause__ = exc
+        self._fail(failure)
+
+    # httptools callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self._fail(HopError("the answer's headers are too long"))
+            self.abort()
+            return
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        status = self._parser.get_status_code()
+        if status >= 200:  # noqa: PLR2004  informational answers are not the answer
+            self._keep_alive = self._parser.should_keep_alive()
+            self._head = Head(status, self._headers)
+        self._headers = {}
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        self._chunks.append(body)
+        self._buffered += len(body)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        if self._head is None:
+            return
+        self._complete = True
+        if not self._keep_alive and self._transport is not None:
+            self._transport.close()
+
+    def _ends_with_connection(self) -> bool:
+        assert self._head is not None, "asked before the head"
+        headers = self._head.headers
+        return b"content-length" not in headers and b"transfer-encoding" not in headers
+
+
+def request_bytes(
+    method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes = b""
+) -> bytes:
+    """One HTTP/1.1 request. Header values must come from us or have been checked: no CR, LF or NUL.
+
+    Raises:
+        HopError: a header would inject another.
+    """
+    lines = [method + b" " + target + b" HTTP/1.1\r\n"]
+    for name, value in headers:
+        if b"\r" in value or b"\n" in value or b"\x00" in value:
+            raise HopError("a header value may not contain line breaks")
+        lines.append(name + b": " + value + b"\r\n")
+    lines.append(b"content-length: %d\r\n\r\n" % len(body))
+    lines.append(body)
+    return b"".join(lines)

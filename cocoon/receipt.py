@@ -1,0 +1,142 @@
+"""Receipts: what a worker signs about one answer (PROTOCOL §4).
+
+The head is 124 bytes, small enough to be judged by a contract. The body commits to request and response; only who
+holds the salt can open the commitments.
+"""
+
+import hashlib
+import hmac
+import struct
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from cocoon import canonical
+from cocoon.errors import MalformedError
+from cocoon.usage import TokenUsage
+
+_MAGIC = b"CRH1"
+_LAYOUT = struct.Struct(">4s i 32s Q 32s 32s I I I")
+HEAD_BYTES = 124
+BODY_BYTES_MAX = 4096
+NO_STAKE = bytes(32)
+"""`stake32` of a worker without a stake contract."""
+
+assert _LAYOUT.size == HEAD_BYTES
+
+
+class ReceiptHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The signed part. `seq` is dense per receipt key."""
+
+    global_id: int
+    stake: bytes
+    seq: int
+    ticket_sha256: bytes
+    body_sha256: bytes
+    usage: TokenUsage
+
+    def encode(self) -> bytes:
+        """The 124 bytes that are signed."""
+        return _LAYOUT.pack(
+            _MAGIC, self.global_id, self.stake, self.seq, self.ticket_sha256, self.body_sha256,
+            self.usage.prompt, self.usage.cached, self.usage.completion,
+        )  # fmt: skip
+
+    @staticmethod
+    def decode(raw: bytes) -> "ReceiptHead":
+        """Parse 124 bytes.
+
+        Raises:
+            MalformedError: wrong length or magic, or impossible counts.
+        """
+        if len(raw) != HEAD_BYTES or not raw.startswith(_MAGIC):
+            raise MalformedError("not a CRH1 receipt head")
+        _, global_id, stake, seq, ticket, body, prompt, cached, completion = _LAYOUT.unpack(raw)
+        try:
+            usage = TokenUsage(prompt=prompt, cached=cached, completion=completion)
+        except ValueError as error:
+            raise MalformedError(str(error)) from error
+        return ReceiptHead(
+            global_id=global_id, stake=stake, seq=seq, ticket_sha256=ticket, body_sha256=body, usage=usage
+        )
+
+
+class ReceiptBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The part that is kept off-chain, in canonical encoding. Times are Unix milliseconds."""
+
+    v: int
+    receipt_id: str
+    attempt: int
+    keyset_digest: bytes
+    model_manifest_sha256: bytes
+    tee_type: str
+    seal: str
+    c_req: bytes
+    c_resp: bytes
+    finish_reason: str
+    started_ms: int
+    ended_ms: int
+
+
+def encode_body(body: ReceiptBody) -> bytes:
+    """Canonical bytes, at most `BODY_BYTES_MAX`.
+
+    Raises:
+        MalformedError: the body is too long.
+    """
+    raw = canonical.encode(body)
+    if len(raw) > BODY_BYTES_MAX:
+        raise MalformedError("the receipt body is too long")
+    return raw
+
+
+def sign(key: Ed25519PrivateKey, head: bytes) -> bytes:
+    """Ed25519 over the head's exact bytes."""
+    return key.sign(head)
+
+
+def verify(public_key: bytes, head: bytes, signature: bytes) -> None:
+    """Check the signature over the head's exact bytes.
+
+    Raises:
+        MalformedError: the key or the signature is not valid.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, head)
+    except (InvalidSignature, ValueError) as error:
+        raise MalformedError("the receipt signature does not verify") from error
+
+
+def body_digest(body: bytes) -> bytes:
+    """`body_sha256` of a head."""
+    return hashlib.sha256(body).digest()
+
+
+class Commitment:
+    """HMAC commitments to a plain request and its answer, fed as the answer is delivered."""
+
+    def __init__(self, salt: bytes) -> None:
+        key = HKDF(SHA256(), 32, salt=b"cocoon/commit/1", info=b"kc").derive(salt)
+        self._request = hmac.new(key, b"\x00", "sha256")
+        self._response = hmac.new(key, b"\x01", "sha256")
+
+    def request(self, body: bytes) -> None:
+        """Feed the client's body."""
+        self._request.update(body)
+
+    def response(self, payload: bytes) -> None:
+        """Feed the next delivered data payload; comments and the usage chunk are left out (PROTOCOL §4)."""
+        self._response.update(payload)
+
+    @property
+    def c_req(self) -> bytes:
+        """The commitment to what was fed with `request` so far."""
+        return self._request.digest()
+
+    @property
+    def c_resp(self) -> bytes:
+        """The commitment to what was fed with `response` so far."""
+        return self._response.digest()

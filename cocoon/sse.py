@@ -1,0 +1,63 @@
+"""Server-sent events (WHATWG HTML §9.2) as the OpenAI API uses them: cut, read, write.
+
+Events are relayed as the bytes they came in; only the cutting and the `data:` payload are understood here.
+"""
+
+import re
+
+from cocoon.errors import MalformedError
+
+DONE_EVENT = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+EVENT_BYTES_MAX = 4 * 1024 * 1024
+_BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+
+
+class EventSplitter:
+    """Cuts a byte stream into whole events, each with its terminating blank line."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    @property
+    def pending(self) -> bytes:
+        """What has begun and not ended."""
+        return bytes(self._buffer)
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The events completed by `chunk`.
+
+        Raises:
+            MalformedError: an event is longer than `EVENT_BYTES_MAX`.
+        """
+        buffer = self._buffer
+        # A terminator can straddle two reads: look back three bytes, no further.
+        search_from = max(0, len(buffer) - 3)
+        buffer += chunk
+        events: list[bytes] = []
+        start = 0
+        while match := _BLANK_LINE.search(buffer, search_from):
+            events.append(bytes(buffer[start : match.end()]))
+            start = search_from = match.end()
+        if start:
+            del buffer[:start]
+        if len(buffer) > EVENT_BYTES_MAX:
+            raise MalformedError("event too long")
+        return events
+
+
+def data_of(event: bytes) -> bytes | None:
+    """The `data:` payload of an event, lines joined by newline; None for comments and empty events."""
+    if event.startswith(b"data: ") and event.find(b"\n") >= len(event) - 2 and b"\r" not in event:
+        return event[6:].rstrip(b"\n")
+    lines = [line for line in re.split(rb"\r\n|\n|\r", event) if line.startswith(b"data:")]
+    if not lines:
+        return None
+    return b"\n".join(line[6:] if line.startswith(b"data: ") else line[5:] for line in lines)
+
+
+def data_event(payload: bytes) -> bytes:
+    """One event around a payload without line breaks."""
+    assert b"\n" not in payload, "a line break would end the event early"
+    assert b"\r" not in payload, "a line break would end the event early"
+    return b"data: " + payload + b"\n\n"
