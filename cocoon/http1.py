@@ -234,9 +234,7 @@ class Connection(asyncio.Protocol):
         return b"content-length" not in headers and b"transfer-encoding" not in headers
 
 
-def request_bytes(
-    method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes = b""
-) -> bytes:
+def request_bytes(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes = b"") -> bytes:
     """One HTTP/1.1 request. Header values must come from us or have been checked: no CR, LF or NUL.
 
     Raises:

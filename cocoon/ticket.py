@@ -58,9 +58,7 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         if len(raw) != TICKET_BYTES or not raw.startswith(_MAGIC):
             raise MalformedError("not a CTK1 ticket")
-        (_, global_id, stake, job, attempt, lease, version, prompt, completion, not_after, digest) = (
-            _LAYOUT.unpack(raw)
-        )
+        (_, global_id, stake, job, attempt, lease, version, prompt, completion, not_after, digest) = _LAYOUT.unpack(raw)
         return Ticket(
             global_id=global_id, stake=stake, job_id=uuid.UUID(bytes=job), attempt=attempt,
             lease=uuid.UUID(bytes=lease), price_version=version, max_prompt=prompt, max_completion=completion,
