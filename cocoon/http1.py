@@ -7,6 +7,7 @@ It opens no socket itself: whoever owns the event loop connects it and decides a
 
 import asyncio
 from collections.abc import Iterable
+from typing import cast
 
 import httptools
 
@@ -160,8 +161,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
-        assert isinstance(transport, asyncio.Transport), "a stream transport"
-        self._transport = transport
+        # uvloop's stream transports are not subclasses of asyncio's: only the shape can be relied on.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
