@@ -1,0 +1,87 @@
+"""`cocoon gateway`: granian's processes around `gateway.app:create_app`.
+
+Checked against granian 2.8.7. Its main process forks the worker processes, which share nothing; each loads the
+application and takes SIGTERM itself (see `gateway/app.py`), because granian would drain without a limit. The kill
+timeout is SIGKILL, without cancellation or lifespan shutdown: it lies beyond the drain and is never meant to fire.
+A worker process that dies comes back; one that dies again within 5.5 s of its return stops the whole server, which
+is then its supervisor's business.
+"""
+
+import math
+import multiprocessing
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import click
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces, Loops, TaskImpl
+from granian.http import HTTP1Settings
+
+from cli.process import die_with_parent
+from gateway.settings import Settings, read_settings
+
+KILL_MARGIN_S = 10
+"""What flushing and closing may take after the drain before granian kills the process."""
+BACKLOG = 2048
+"""Connections waiting in the kernel, per process; the system's own maximum may be lower."""
+CONNECTION_SHARE = 2
+"""Connections per process, as a multiple of the exchanges it may have: idle keep-alives take one too."""
+HEADER_READ_MS = 10_000
+"""A client that takes longer for its headers is cut off."""
+PROCESSES_MAX = 256
+
+
+def load_application() -> Callable[..., Any]:
+    """Build the application inside a worker process, which from here on ends with granian's main process."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        die_with_parent(signal.SIGTERM, parent.pid)
+    from gateway.app import create_app
+
+    return create_app()
+
+
+def server(settings: Settings, *, host: str, port: int, processes: int) -> Granian:
+    """The configured server; `serve` on it blocks until SIGTERM or SIGINT."""
+    return Granian(
+        "gateway.app:create_app",
+        factory=True,
+        interface=Interfaces.ASGI,
+        address=host,
+        port=port,
+        workers=processes,
+        loop=Loops.uvloop,
+        task_impl=TaskImpl.asyncio,
+        runtime_threads=1,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_MS),
+        websockets=False,
+        backlog=BACKLOG,
+        backpressure=settings.exchanges_max * CONNECTION_SHARE,
+        log_access=False,
+        respawn_failed_workers=True,
+        workers_kill_timeout=math.ceil(settings.drain_s) + KILL_MARGIN_S,
+    )
+
+
+@click.command("gateway")
+@click.option("--host", envvar="COCOON_HOST", default="127.0.0.1", show_default=True, show_envvar=True)
+@click.option(
+    "--port", envvar="COCOON_PORT", type=click.IntRange(1, 65535), default=8080, show_default=True, show_envvar=True
+)
+@click.option(
+    "--processes",
+    envvar="COCOON_GATEWAY_PROCESSES",
+    type=click.IntRange(1, PROCESSES_MAX),
+    default=1,
+    show_default=True,
+    show_envvar=True,
+)
+def command(host: str, port: int, processes: int) -> None:
+    """Serve the OpenAI-compatible API; everything else is configured by environment."""
+    settings = read_settings()
+    # The loader is ours: granian's own puts the current directory first on the import path.
+    server(settings, host=host, port=port, processes=processes).serve(
+        target_loader=load_application, wrap_loader=False
+    )

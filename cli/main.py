@@ -1,0 +1,100 @@
+"""The `cocoon` command: a group whose subcommands are imported when they are used, and only then.
+
+`cocoon worker` runs inside a measured image and must load no gateway code; `cocoon --help` must not load anything.
+So names and summaries stand here as data, and a module is imported by the subcommand that needs it.
+"""
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+
+import click
+import msgspec
+
+from cocoon.errors import CocoonError
+
+DISTRIBUTION = "cocoon-network"
+FIRST_PARTY = frozenset({"billing", "cli", "cocoon", "gateway", "migrations", "workers"})
+
+
+class Subcommand(msgspec.Struct, frozen=True):
+    """Where a subcommand lives: `module` has an attribute `command`; `extra` names what pip must have installed."""
+
+    module: str
+    summary: str
+    extra: str
+
+
+SUBCOMMANDS: Mapping[str, Subcommand] = {
+    "dev": Subcommand("cli.dev.command", "Run the whole network on this machine, until Ctrl-C.", "dev"),
+    "gateway": Subcommand("cli.gateway", "Serve the OpenAI-compatible API.", "gateway"),
+    "keys": Subcommand("cli.keys", "Create, list and revoke keys.", "gateway"),
+    "migrate": Subcommand("cli.migrate", "Bring the database schema up to date.", "gateway"),
+    "prices": Subcommand("cli.prices", "Show and set what models cost.", "gateway"),
+    "worker": Subcommand("cli.worker", "Serve a model beside its engine.", "worker"),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group that knows its subcommands by name and imports each at its first use."""
+
+    def __init__(self, *, subcommands: Mapping[str, Subcommand], **attributes: object) -> None:
+        super().__init__(**attributes)  # pyright: ignore[reportArgumentType]  click types its own keywords
+        self._subcommands = subcommands
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self._subcommands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = self._subcommands.get(cmd_name)
+        if entry is None:
+            return None
+        try:
+            module = importlib.import_module(entry.module)
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing in FIRST_PARTY:
+                raise
+            raise click.ClickException(
+                f"'cocoon {cmd_name}' needs the package {missing!r}: pip install '{DISTRIBUTION}[{entry.extra}]'"
+            ) from error
+        command = module.command
+        assert isinstance(command, click.Command), f"{entry.module}.command is a click command"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self._subcommands[name].summary) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except CocoonError as error:
+            raise click.ClickException(f"{error} [{error.code}]") from error
+
+
+def _show_version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001  click's form
+    if value and not ctx.resilient_parsing:
+        click.echo(f"cocoon {importlib.metadata.version(DISTRIBUTION)}")
+        ctx.exit()
+
+
+main = LazyGroup(
+    name="cocoon",
+    subcommands=SUBCOMMANDS,
+    help="Cocoon: a confidential compute network behind one OpenAI-compatible address.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_show_version,
+            help="Show the version and exit.",
+        )
+    ],
+)
+
+if __name__ == "__main__":
+    main()
