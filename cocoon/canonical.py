@@ -6,13 +6,14 @@ bytes travel as unpadded base64url strings. A verifier never re-encodes: it hash
 
 import base64
 import re
-from typing import Any
+from typing import Any, TypeVar, cast, get_args
 
 import msgspec
 
 from cocoon.errors import MalformedError
 
 _SAFE_INTEGER_MAX = 2**53 - 1
+T = TypeVar("T", bound=msgspec.Struct)
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 
 
@@ -20,10 +21,33 @@ def encode(document: msgspec.Struct) -> bytes:
     """Canonical bytes of a document.
 
     Raises:
-        MalformedError: a value has no canonical form here (float, integer beyond 2^53, non-ASCII key).
+        MalformedError: a value has no canonical form here (float, integer beyond 2^53, non-ASCII key, lone surrogate).
     """
-    built = msgspec.to_builtins(document, builtin_types=(bytes,))
-    return msgspec.json.encode(_plain(built), order="sorted")
+    # "sorted" also orders sets, whose own order differs from process to process.
+    built = msgspec.to_builtins(document, builtin_types=(bytes, bytearray, memoryview), order="sorted")
+    try:
+        return msgspec.json.encode(_plain(built), order="sorted")
+    except UnicodeEncodeError as error:
+        raise MalformedError("canonical text is Unicode") from error
+
+
+def decode(raw: bytes, kind: type[T]) -> T:
+    """The flat document (no nested structs) that `raw` is the canonical encoding of; one document has one encoding.
+
+    Raises:
+        MalformedError: not JSON, not of this kind, or not canonical (order, white space, padding, duplicates).
+    """
+    try:
+        fields = msgspec.json.decode(raw, type=dict[str, Any])
+        for field in msgspec.structs.fields(kind):
+            if _is_bytes(field.type) and isinstance(text := fields.get(field.encode_name), str):
+                fields[field.encode_name] = from_base64url(text)
+        document = msgspec.convert(fields, kind, builtin_types=(bytes,))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MalformedError(f"not a {kind.__name__}") from error
+    if encode(document) != raw:
+        raise MalformedError(f"not the canonical encoding of a {kind.__name__}")
+    return document
 
 
 def base64url(raw: bytes) -> str:
@@ -35,11 +59,19 @@ def from_base64url(text: str) -> bytes:
     """The bytes of an unpadded base64url text.
 
     Raises:
-        MalformedError: characters outside the alphabet, padding, or an impossible length.
+        MalformedError: characters outside the alphabet, padding, an impossible length, or unused bits that are set.
     """
     if _BASE64URL.fullmatch(text) is None or len(text) % 4 == 1:
         raise MalformedError("not unpadded base64url")
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    # The last character may carry bits that no byte needs; two texts must not mean the same bytes.
+    if base64url(raw) != text:
+        raise MalformedError("not unpadded base64url")
+    return raw
+
+
+def _is_bytes(annotation: Any) -> bool:
+    return annotation is bytes or bytes in get_args(annotation)
 
 
 def _plain(value: Any) -> Any:
@@ -51,10 +83,11 @@ def _plain(value: Any) -> Any:
         case int() if abs(value) <= _SAFE_INTEGER_MAX:
             return value
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [_plain(item) for item in cast("list[Any]", value)]
         case dict():
-            if not all(isinstance(key, str) and key.isascii() for key in value):
+            entries = cast("dict[Any, Any]", value)
+            if not all(isinstance(key, str) and key.isascii() for key in entries):
                 raise MalformedError("canonical keys are ASCII")
-            return {key: _plain(item) for key, item in value.items()}
+            return {key: _plain(item) for key, item in entries.items()}
         case _:
             raise MalformedError(f"no canonical form for {type(value).__name__}")

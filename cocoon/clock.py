@@ -9,6 +9,8 @@ import random
 import time
 from typing import Protocol
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
 
 class Clock(Protocol):
     """Wall time for records, monotonic time for durations; never one for the other."""
@@ -57,8 +59,8 @@ class ManualClock:
 
 
 def unix_ms(moment: dt.datetime) -> int:
-    """Milliseconds since 1970 of an aware moment."""
-    return int(moment.timestamp() * 1000)
+    """Whole milliseconds since 1970 of an aware moment, rounded down; exact, where a float would lose one."""
+    return (moment - _EPOCH) // dt.timedelta(milliseconds=1)
 
 
 def system_random() -> random.Random:

@@ -43,6 +43,15 @@ class Keyset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The canonical bytes that are digested and carried."""
         return canonical.encode(self)
 
+    @staticmethod
+    def decode(raw: bytes) -> "Keyset":
+        """The keyset in its carried bytes.
+
+        Raises:
+            MalformedError: not the canonical encoding of a keyset.
+        """
+        return canonical.decode(raw, Keyset)
+
 
 def keyset_digest(raw: bytes) -> bytes:
     """Digest of a keyset's exact bytes."""
@@ -52,7 +61,7 @@ def keyset_digest(raw: bytes) -> bytes:
 class ServedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model of one worker; `context_tokens` is what a single request may use."""
 
-    id: Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/:-]*\Z")]
     context_tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 
 
@@ -61,7 +70,7 @@ class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     keyset: bytes
     url: Annotated[str, msgspec.Meta(max_length=256)]
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
     models: Annotated[tuple[ServedModel, ...], msgspec.Meta(min_length=1, max_length=64)]
     capacity: Annotated[int, msgspec.Meta(ge=1, le=4096)]
     engine: Annotated[str, msgspec.Meta(max_length=64)]

@@ -26,6 +26,7 @@ ANSWER_TYPE_HEADER = "x-cocoon-answer-type"
 """Content type of the data inside the frames."""
 JOB_PATH = "/v1/jobs/chat/completions"
 FRAME_BYTES_MAX = 64 * 1024 * 1024
+TRAILER_BYTES_MAX = 64 * 1024
 
 _HEADER = struct.Struct(">BI")
 _PROGRESS = struct.Struct(">III")
@@ -37,6 +38,14 @@ class FrameKind(enum.IntEnum):
     DATA = 1
     PROGRESS = 2
     TRAILER = 3
+
+
+_KINDS = {int(kind): kind for kind in FrameKind}
+_BYTES_MAX = {
+    FrameKind.DATA: FRAME_BYTES_MAX,
+    FrameKind.PROGRESS: _PROGRESS.size,
+    FrameKind.TRAILER: TRAILER_BYTES_MAX,
+}
 
 
 class Trailer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,23 +124,24 @@ class FrameReader:
         """The frames completed by `chunk`.
 
         Raises:
-            MalformedError: unknown kind, or longer than `FRAME_BYTES_MAX`.
+            MalformedError: unknown kind, or longer than its kind may be. The stream is of no further use.
         """
         buffer = self._buffer
         buffer += chunk
         frames: list[tuple[FrameKind, bytes]] = []
         at = 0
         while len(buffer) - at >= _HEADER.size:
-            kind, length = _HEADER.unpack_from(buffer, at)
-            if length > FRAME_BYTES_MAX:
+            number, length = _HEADER.unpack_from(buffer, at)
+            # Judged by its header alone: garbage must not make the reader wait for gigabytes.
+            kind = _KINDS.get(number)
+            if kind is None:
+                raise MalformedError("unknown frame kind")
+            if length > _BYTES_MAX[kind]:
                 raise MalformedError("frame too long")
             end = at + _HEADER.size + length
             if len(buffer) < end:
                 break
-            try:
-                frames.append((FrameKind(kind), bytes(buffer[at + _HEADER.size : end])))
-            except ValueError as error:
-                raise MalformedError("unknown frame kind") from error
+            frames.append((kind, bytes(buffer[at + _HEADER.size : end])))
             at = end
         if at:
             del buffer[:at]

@@ -6,6 +6,7 @@ It opens no socket itself: whoever owns the event loop connects it and decides a
 """
 
 import asyncio
+import re
 from collections.abc import Iterable
 from typing import cast
 
@@ -15,6 +16,11 @@ from cocoon.errors import CocoonError
 
 READ_BUFFER_BYTES_MAX = 256 * 1024
 HEAD_BYTES_MAX = 64 * 1024
+"""Most bytes of headers and trailers together, and most bytes in a row that are neither a head's end nor body."""
+
+_FRAMING_HEADERS = frozenset((b"content-length", b"transfer-encoding"))
+_UNSAFE = re.compile(rb"[\x00\r\n]")
+_UNSAFE_TARGET = re.compile(rb"[\x00-\x20\x7f]")
 
 
 class HopError(CocoonError):
@@ -50,6 +56,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[bytes, bytes] = {}
         self._head_bytes = 0
+        self._silent_bytes = 0
         self._head: Head | None = None
         self._chunks: list[bytes] = []
         self._buffered = 0
@@ -61,7 +68,10 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may be sent: the last answer is complete and both sides keep the connection."""
+        """Whether another request may be sent: the last exchange is over both ways and both sides keep the connection.
+
+        A request that was answered before it was sent whole (a 413) leaves the rest of itself in the write buffer.
+        """
         transport = self._transport
         return (
             self._complete
@@ -69,6 +79,7 @@ class Connection(asyncio.Protocol):
             and self._error is None
             and transport is not None
             and not transport.is_closing()
+            and transport.get_write_buffer_size() == 0
         )
 
     @property
@@ -83,7 +94,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._headers = {}
         self._head = None
-        self._head_bytes = 0
+        self._head_bytes = self._silent_bytes = 0
         self._complete = self._keep_alive = False
         self.bytes_received = 0
         self.transport.write(request)
@@ -115,7 +126,8 @@ class Connection(asyncio.Protocol):
         self._buffered = 0
         if self._paused:
             self._paused = False
-            self.transport.resume_reading()
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
         return data
 
     async def read_all(self, limit: int) -> bytes:
@@ -157,6 +169,10 @@ class Connection(asyncio.Protocol):
         self._error = self._error or error
         self._wake()
 
+    def _break(self, error: HopError) -> None:
+        self._fail(error)
+        self.abort()
+
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -168,17 +184,23 @@ class Connection(asyncio.Protocol):
         """Called by the loop."""
         if self._complete:
             # Bytes nobody asked for: the connection cannot be trusted with another request.
-            self._fail(HopError("unexpected bytes between answers"))
-            self.abort()
+            self._break(HopError("unexpected bytes after the answer"))
             return
         self.bytes_received += len(data)
+        self._silent_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            failure = HopError("the answer is not HTTP/1.1")
-            failure.__cause__ = error
-            self._fail(failure)
-            self.abort()
+            # What one of the callbacks below raised is the parser error's context. After a complete answer this
+            # costs the connection but not the answer.
+            failure = error.__context__
+            if not isinstance(failure, HopError):
+                failure = HopError("the answer is not HTTP/1.1")
+                failure.__cause__ = error
+            self._break(failure)
+            return
+        if self._silent_bytes > HEAD_BYTES_MAX and not self._complete:
+            self._break(HopError("the answer's headers are too long"))
             return
         if self._buffered > READ_BUFFER_BYTES_MAX and not self._paused and not self._complete:
             self._paused = True
@@ -199,17 +221,21 @@ class Connection(asyncio.Protocol):
 
     # httptools callbacks
 
+    def on_message_begin(self) -> None:
+        """Called by the parser; a second answer in the same segment must not mix with the first."""
+        if self._complete:
+            raise HopError("unexpected bytes after the answer")
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser."""
+        """Called by the parser, for trailers too."""
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > HEAD_BYTES_MAX:
-            self._fail(HopError("the answer's headers are too long"))
-            self.abort()
-            return
+            raise HopError("the answer's headers are too long")
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
+        self._silent_bytes = 0
         status = self._parser.get_status_code()
         if status >= 200:  # noqa: PLR2004  informational answers are not the answer
             self._keep_alive = self._parser.should_keep_alive()
@@ -218,6 +244,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
+        self._silent_bytes = 0
         self._chunks.append(body)
         self._buffered += len(body)
 
@@ -236,16 +263,21 @@ class Connection(asyncio.Protocol):
 
 
 def request_bytes(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes = b"") -> bytes:
-    """One HTTP/1.1 request. Header values must come from us or have been checked: no CR, LF or NUL.
+    """One HTTP/1.1 request. The length of the body is stated here and nowhere else.
 
     Raises:
-        HopError: a header would inject another.
+        HopError: the target or a header would inject another, or a header contradicts the body's length.
     """
+    if _UNSAFE_TARGET.search(target):
+        raise HopError("a request target may not contain spaces or line breaks")
     lines = [method + b" " + target + b" HTTP/1.1\r\n"]
     for name, value in headers:
-        if b"\r" in value or b"\n" in value or b"\x00" in value:
-            raise HopError("a header value may not contain line breaks")
-        lines.append(name + b": " + value + b"\r\n")
+        line = name + b": " + value
+        if _UNSAFE.search(line):
+            raise HopError("a header may not contain line breaks")
+        if name.lower() in _FRAMING_HEADERS:
+            raise HopError("the body's length is stated once")
+        lines.append(line + b"\r\n")
     lines.append(b"content-length: %d\r\n\r\n" % len(body))
     lines.append(body)
     return b"".join(lines)

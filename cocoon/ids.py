@@ -14,6 +14,7 @@ API_KEY_PREFIX = "sk-cocoon-"
 ADMIN_KEY_PREFIX = "ak-cocoon-"
 WORKER_KEY_PREFIX = "wk-cocoon-"
 _KEY_BYTES = 32
+_EPOCH_DAY = dt.date(1970, 1, 1)
 _KEY_FORM = re.compile(r"(?:sk|ak|wk)-cocoon-[A-Za-z0-9_-]{43}")
 
 
@@ -28,11 +29,14 @@ def job_day(job_id: uuid.UUID) -> dt.date:
     """The UTC day inside a UUIDv7: the partition key of everything that is recorded about the job.
 
     Raises:
-        MalformedError: the id is not a UUIDv7.
+        MalformedError: the id is not a UUIDv7, or its day lies after the year 9999.
     """
     if job_id.version != 7:  # noqa: PLR2004  the version is the format's name
         raise MalformedError("a job id is a UUIDv7")
-    return dt.datetime.fromtimestamp((job_id.int >> 80) / 1000, tz=dt.UTC).date()
+    try:
+        return _EPOCH_DAY + dt.timedelta(milliseconds=job_id.int >> 80)
+    except OverflowError as error:
+        raise MalformedError("a job id's time is absurd") from error
 
 
 def new_secret_key(prefix: str, rng: random.Random) -> str:

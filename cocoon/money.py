@@ -103,6 +103,7 @@ def ceiling(numerator: int, asset: Asset = Asset.TON) -> Amount:
 
 def decimal_units(numerator: int) -> str:
     """A numerator as an exact decimal of whole units: 1 is 0.000000000000001 TON."""
-    whole, rest = divmod(numerator, NANO_PER_UNIT * NUMERATOR_PER_NANO)
+    whole, rest = divmod(abs(numerator), NANO_PER_UNIT * NUMERATOR_PER_NANO)
     fraction = f"{rest:015d}".rstrip("0")
-    return f"{whole}.{fraction}" if fraction else str(whole)
+    sign = "-" if numerator < 0 else ""
+    return f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"

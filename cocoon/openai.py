@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from cocoon.errors import MalformedError
+
 MAX_CHOICES = 16
 """Largest `n`."""
 
@@ -103,7 +105,8 @@ class Chunk(msgspec.Struct, frozen=True):
 
     choices: tuple[ChunkChoice, ...] = ()
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
+    """Whatever an engine puts there; None when it did not fail."""
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -127,6 +130,56 @@ parts_decoder = msgspec.json.Decoder(list[ContentPart])
 any_decoder = msgspec.json.Decoder(Any)
 
 
+def decode_chat(body: bytes) -> ChatRequest:
+    """The request in a client's body.
+
+    Raises:
+        MalformedError: not UTF-8, not JSON, nested too deeply, or a field we act on has the wrong type. The message
+            names the place and may be shown to the client.
+    """
+    try:
+        if not body.isascii():
+            body.decode()
+        return chat_request_decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise MalformedError(str(error)) from error
+    except msgspec.DecodeError as error:
+        raise MalformedError("the body is not valid JSON") from error
+    except UnicodeDecodeError as error:
+        raise MalformedError("the body is not valid UTF-8") from error
+    except RecursionError as error:
+        raise MalformedError("the body is nested too deeply") from error
+
+
+def decode_chunk(payload: bytes) -> Chunk:
+    """What metering reads of an engine's event or unary answer.
+
+    Raises:
+        MalformedError: not JSON, not UTF-8 where we look, nested too deeply, or of another shape.
+    """
+    try:
+        return chunk_decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError("the engine's answer is not in the OpenAI format") from error
+
+
 def error_json(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> bytes:
     """The bytes of an OpenAI-shaped error."""
     return msgspec.json.encode(ErrorBody(ErrorDetail(message=message, type=kind, param=param, code=code)))
+
+
+def as_openai_error(body: bytes) -> bytes:
+    """An engine's error body in OpenAI's shape, whatever shape it came in (SGLang's is flat)."""
+    message, param, code = "The engine refused the request.", None, None
+    try:
+        document = any_decoder.decode(body)
+    except msgspec.DecodeError:
+        document = None
+    if isinstance(document, dict):
+        inner: Any = document.get("error", document)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if isinstance(inner, dict):
+            found: dict[str, Any] = inner  # pyright: ignore[reportUnknownVariableType]
+            message = found["message"] if isinstance(found.get("message"), str) else message
+            param = found["param"] if isinstance(found.get("param"), str) else None
+            code = str(found["code"]) if isinstance(found.get("code"), str | int) else None
+    return error_json(message, "invalid_request_error", param=param, code=code)

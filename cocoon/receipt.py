@@ -22,8 +22,25 @@ _MAGIC = b"CRH1"
 _LAYOUT = struct.Struct(">4s i 32s Q 32s 32s I I I")
 HEAD_BYTES = 124
 BODY_BYTES_MAX = 4096
-NO_STAKE = bytes(32)
+_DIGEST_BYTES = 32
+_INT32_MIN = -(2**31)
+NO_STAKE = bytes(_DIGEST_BYTES)
 """`stake32` of a worker without a stake contract."""
+
+# The points of order 1, 2, 4 and 8 with their sign bit cleared, and the encodings above the field's prime that
+# decoders reduce to them. The tests multiply each by eight.
+_SMALL_ORDER = frozenset(
+    bytes.fromhex(text)
+    for text in (
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    )
+)
 
 assert _LAYOUT.size == HEAD_BYTES
 
@@ -37,6 +54,13 @@ class ReceiptHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ticket_sha256: bytes
     body_sha256: bytes
     usage: TokenUsage
+
+    def __post_init__(self) -> None:
+        # struct would pad or cut a field of another length without a word.
+        if not len(self.stake) == len(self.ticket_sha256) == len(self.body_sha256) == _DIGEST_BYTES:
+            raise ValueError("stake and digests have 32 bytes")
+        if not (_INT32_MIN <= self.global_id < -_INT32_MIN and 0 <= self.seq < 2**64):
+            raise ValueError("global_id is a signed 32-bit integer, seq an unsigned 64-bit one")
 
     def encode(self) -> bytes:
         """The 124 bytes that are signed."""
@@ -102,12 +126,25 @@ def verify(public_key: bytes, head: bytes, signature: bytes) -> None:
     """Check the signature over the head's exact bytes.
 
     Raises:
-        MalformedError: the key or the signature is not valid.
+        MalformedError: the key or the signature is not valid, or the key is one under which anything verifies.
     """
+    if not is_strong_key(public_key):
+        raise MalformedError("the receipt key is not a usable Ed25519 key")
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, head)
     except (InvalidSignature, ValueError) as error:
         raise MalformedError("the receipt signature does not verify") from error
+
+
+def is_strong_key(public_key: bytes) -> bool:
+    """Whether an Ed25519 key is not of small order.
+
+    OpenSSL accepts the identity and its kin, and under those one signature fits every message: who enrolled such a
+    key could disown whatever it signed.
+    """
+    if len(public_key) != _DIGEST_BYTES:
+        return False
+    return public_key[:31] + bytes((public_key[31] & 0x7F,)) not in _SMALL_ORDER
 
 
 def body_digest(body: bytes) -> bytes:

@@ -18,6 +18,7 @@ _MAGIC = b"CTK1"
 _LAYOUT = struct.Struct(">4s i 32s 16s B 16s I I I Q 32s")
 TICKET_BYTES = 125
 _MAC_BYTES = 32
+_DIGEST_BYTES = 32
 _PLAIN_LABEL = b"cocoon/plain/1\x00"
 _KEY_LABEL = b"cocoon/ticket-key/1\x00"
 
@@ -41,6 +42,11 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_completion: int
     not_after: int
     request_digest: bytes
+
+    def __post_init__(self) -> None:
+        # struct would pad or cut a field of another length without a word.
+        if not len(self.stake) == len(self.request_digest) == _DIGEST_BYTES:
+            raise ValueError("stake and request digest have 32 bytes")
 
     def encode(self) -> bytes:
         """The 125 bytes."""
