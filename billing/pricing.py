@@ -1,0 +1,93 @@
+"""What a model costs now: an immutable snapshot of the offers in force at one instant.
+
+Pure. Loading is `billing.postgres.prices`; how often a snapshot is replaced is the gateway's business. A job keeps
+the `Price` that it was admitted under, so that a new snapshot never changes what is already running.
+"""
+
+import datetime as dt
+from collections.abc import Iterable
+
+import msgspec
+
+from cocoon.money import Price
+
+
+class ModelTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a model besides its price; all in tokens.
+
+    `default_max_completion` applies when a request names no maximum. A prompt's bound is its bytes plus
+    `template_tokens_per_message` a message plus `base_tokens` (PROTOCOL §2).
+    """
+
+    model: str
+    context_tokens: int
+    default_max_completion: int = 4096
+    template_tokens_per_message: int = 16
+    base_tokens: int = 64
+
+
+class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """One price of one model and the instant from which it holds (aware UTC)."""
+
+    model: str
+    price: Price
+    effective_from: dt.datetime
+
+
+class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that can be bought, with the price version in force."""
+
+    model: str
+    context_tokens: int
+    default_max_completion: int
+    template_tokens_per_message: int
+    base_tokens: int
+    price: Price
+
+
+class PriceBook:
+    """The offers in force at one instant."""
+
+    def __init__(self, offers: Iterable[ModelOffer] = ()) -> None:
+        self._offers = {offer.model: offer for offer in offers}
+
+    def offer(self, model: str) -> ModelOffer | None:
+        """The model's offer, or None when it is unknown or has no price yet."""
+        return self._offers.get(model)
+
+    def offers(self) -> tuple[ModelOffer, ...]:
+        """Every offer, by model name."""
+        return tuple(self._offers[model] for model in sorted(self._offers))
+
+
+def effective(versions: Iterable[PriceVersion], at: dt.datetime) -> dict[str, Price]:
+    """The price in force at `at` by model: the last to take effect, the higher version where two do at once."""
+    chosen: dict[str, PriceVersion] = {}
+    for version in versions:
+        if version.effective_from > at:
+            continue
+        rival = chosen.get(version.model)
+        if rival is None or _rank(version) > _rank(rival):
+            chosen[version.model] = version
+    return {model: version.price for model, version in chosen.items()}
+
+
+def price_book(terms: Iterable[ModelTerms], versions: Iterable[PriceVersion], *, at: dt.datetime) -> PriceBook:
+    """The snapshot at `at`. Models without a price in force are left out: they cannot be charged for."""
+    prices = effective(versions, at)
+    return PriceBook(
+        ModelOffer(
+            model=model.model,
+            context_tokens=model.context_tokens,
+            default_max_completion=model.default_max_completion,
+            template_tokens_per_message=model.template_tokens_per_message,
+            base_tokens=model.base_tokens,
+            price=prices[model.model],
+        )
+        for model in terms
+        if model.model in prices
+    )
+
+
+def _rank(version: PriceVersion) -> tuple[dt.datetime, int]:
+    return version.effective_from, version.price.version

@@ -1,0 +1,162 @@
+"""Who is calling: API keys in memory, looked up by hash.
+
+`KeyTable` does no I/O: `gateway.postgres.keys` fills it and keeps it fresh. A lookup costs one SHA-256 and one
+dictionary access whatever is sent, and a revocation takes effect with the table's next change. A table that nobody
+has confirmed for `FRESH_S_MAX` refuses every key, because it could be serving revoked ones.
+"""
+
+import datetime as dt
+import enum
+import hashlib
+import uuid
+from collections.abc import Iterable
+from typing import ClassVar
+
+import msgspec
+
+from cocoon.clock import Clock
+from gateway.errors import GatewayError
+
+FRESH_S_MAX = 30.0
+"""Seconds without contact to the database after which no key is believed (DESIGN §5)."""
+_SCHEME = b"bearer "
+_HEADER_BYTES_MAX = 512
+
+
+class AuthError(GatewayError):
+    """The caller cannot be admitted."""
+
+    code: ClassVar[str] = "invalid_api_key"
+
+
+class MissingKeyError(AuthError):
+    """You didn't provide an API key. Send it as 'Authorization: Bearer sk-cocoon-...'."""
+
+    code: ClassVar[str] = "missing_api_key"
+
+
+class InvalidKeyError(AuthError):
+    """Incorrect API key provided."""
+
+
+class ExpiredKeyError(AuthError):
+    """The API key has expired."""
+
+    code: ClassVar[str] = "expired_api_key"
+
+
+class RoleForbiddenError(AuthError):
+    """This API key may not be used here."""
+
+    code: ClassVar[str] = "role_forbidden"
+
+
+class KeysStaleError(AuthError):
+    """The table of keys has not been confirmed recently."""
+
+    code: ClassVar[str] = "keys_stale"
+    transient: ClassVar[bool] = True
+
+
+class Role(enum.StrEnum):
+    """What a key is for."""
+
+    CUSTOMER = "customer"
+    ADMIN = "admin"
+    WORKER = "worker"
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """The holder of a key and its limits. None is unlimited; empty `allowed_models` allows every model."""
+
+    key_id: uuid.UUID
+    customer_id: uuid.UUID
+    name: str
+    role: Role = Role.CUSTOMER
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+    concurrency_max: int | None = None
+    allowed_models: frozenset[str] = frozenset()
+    cors_origins: frozenset[str] = frozenset()
+    expires_at: dt.datetime | None = None
+
+
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A live key as stored: its SHA-256 and whom it admits."""
+
+    sha256: bytes
+    principal: Principal
+
+
+class KeyTable:
+    """Every live key, by hash. Starts stale: nothing is admitted before the first load."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._by_hash: dict[bytes, Principal] = {}
+        self._hash_of: dict[uuid.UUID, bytes] = {}
+        self._confirmed: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._by_hash)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the table was confirmed within `FRESH_S_MAX`."""
+        return self._confirmed is not None and self._clock.monotonic() - self._confirmed <= FRESH_S_MAX
+
+    def replace(self, records: Iterable[KeyRecord], *, confirmed_at: float) -> None:
+        """Take a full load that was asked for at `confirmed_at` (monotonic); keys that are not in it stop working."""
+        by_hash = {record.sha256: record.principal for record in records}
+        self._hash_of = {principal.key_id: sha256 for sha256, principal in by_hash.items()}
+        self._by_hash = by_hash
+        self.confirm(confirmed_at)
+
+    def put(self, record: KeyRecord) -> None:
+        """Add or change one key."""
+        self.remove(record.principal.key_id)
+        self._by_hash[record.sha256] = record.principal
+        self._hash_of[record.principal.key_id] = record.sha256
+
+    def remove(self, key_id: uuid.UUID) -> None:
+        """Forget a key; unknown ids are no error."""
+        sha256 = self._hash_of.pop(key_id, None)
+        if sha256 is not None:
+            del self._by_hash[sha256]
+
+    def confirm(self, confirmed_at: float) -> None:
+        """The database answered a question asked at `confirmed_at` (monotonic): nothing was missed until then."""
+        self._confirmed = confirmed_at if self._confirmed is None else max(self._confirmed, confirmed_at)
+
+    def authenticate(self, authorization: bytes | None, *, now: dt.datetime) -> Principal:
+        """The principal of an `Authorization` header; `now` is wall time.
+
+        Raises:
+            MissingKeyError: no header, or not a bearer token.
+            InvalidKeyError: no live key has this hash; revoked and never issued look alike.
+            ExpiredKeyError: the key's time is over.
+            KeysStaleError: the table may be outdated.
+        """
+        if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
+            raise MissingKeyError
+        if len(authorization) > _HEADER_BYTES_MAX:
+            raise InvalidKeyError
+        if not self.fresh:
+            raise KeysStaleError
+        # Looking up a hash instead of the key leaves nothing to be learnt from timing.
+        principal = self._by_hash.get(hashlib.sha256(authorization[len(_SCHEME) :].strip()).digest())
+        if principal is None:
+            raise InvalidKeyError
+        if principal.expires_at is not None and principal.expires_at <= now:
+            raise ExpiredKeyError
+        return principal
+
+
+def require_role(principal: Principal, *roles: Role) -> None:
+    """Refuse a key of another role.
+
+    Raises:
+        RoleForbiddenError: a worker's key at a customer's endpoint, and so on.
+    """
+    if principal.role not in roles:
+        raise RoleForbiddenError
