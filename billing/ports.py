@@ -49,6 +49,12 @@ class LedgerUnavailableError(BillingError):
     transient: ClassVar[bool] = True
 
 
+class RecordRefusedError(BillingError):
+    """The store refused the record: it breaks a constraint of the books."""
+
+    code: ClassVar[str] = "record_refused"
+
+
 class Outcome(enum.StrEnum):
     """How a relayed attempt ended."""
 
@@ -130,11 +136,16 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
 class Ledger(Protocol):
     """Double-entry books. Every method is one transaction and idempotent by its ids.
 
-    All methods raise `LedgerUnavailableError` when the store cannot be reached.
+    All methods raise `LedgerUnavailableError` when the store cannot be reached, `RecordRefusedError` when it refuses
+    a record outright, and `MalformedError` for ids that are not UUIDv7.
     """
 
     async def hold(self, request: HoldRequest) -> Hold:
-        """Reserve credit. Raises InsufficientCreditError, UnknownCustomerError, TransferConflictError."""
+        """Reserve credit.
+
+        Raises InsufficientCreditError, UnknownCustomerError, TransferConflictError, and HoldClosedError when the
+        same hold was granted before and is already resolved.
+        """
         ...
 
     async def settle(self, settlement: Settlement) -> Posted:
@@ -156,7 +167,10 @@ class Ledger(Protocol):
         ...
 
     async def deposit(self, transfer_id: uuid.UUID, customer_id: uuid.UUID, amount: Amount) -> None:
-        """Credit a customer (creating its accounts when new). `transfer_id` is a UUIDv7. Raises TransferConflictError."""
+        """Credit a customer (creating its accounts when new). `transfer_id` is a UUIDv7.
+
+        Raises TransferConflictError.
+        """
         ...
 
     async def balance(self, customer_id: uuid.UUID) -> Balance:

@@ -1,0 +1,1 @@
+"""The books in PostgreSQL. Only this package speaks SQL about money."""
