@@ -1,0 +1,152 @@
+"""Judging an enrolment: from what an agent asks for to a `Worker`, or a refusal with a code.
+
+Pure: no name is resolved, nothing is stored, the caller brings the time.
+"""
+
+import datetime as dt
+import uuid
+
+from cocoon.enrolment import KEYSET_SECONDS_MAX, EnrolRequest, Keyset, keyset_digest
+from cocoon.errors import MalformedError
+from workers.addresses import parse_endpoint, require_permitted_host
+from workers.errors import (
+    EvidenceRefusedError,
+    KeysetLifetimeError,
+    KeysetRefusedError,
+    ModelsRefusedError,
+    WorkerURLRefusedError,
+)
+from workers.targets import Upstream, Worker, upstream_id_of
+
+KEYSET_BYTES_MAX = 8192
+CLOCK_SKEW_S_MAX = 60
+"""How far an agent's clock may be ahead of ours."""
+_BOOT_ID_BYTES = range(8, 65)
+_XWING_BYTES = 1216
+_X25519_BYTES = 32
+_SIGNATURE_BYTES = 64
+_DIGEST_BYTES = 32
+_NAME_CHARS_MAX = 128
+
+_LOW_ORDER_POINTS = frozenset(
+    bytes.fromhex(text)
+    for text in (
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0000000000000000000000000000000000000000000000000000000000000080",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000080",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+    )
+)
+"""Encodings of Ed25519 points of order 1, 2, 4 and 8: a signature under one of them proves nothing."""
+
+
+def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allow_private: bool) -> Worker:
+    """The worker that `request` describes, at wall time `now`.
+
+    `allow_private` also accepts loopback and private addresses, as in development; never link-local or multicast.
+
+    Raises:
+        KeysetRefusedError: the keyset is malformed, or a key in it is unusable.
+        KeysetLifetimeError: it is not valid now, or for longer than `KEYSET_SECONDS_MAX`.
+        WorkerURLRefusedError: the URL is not `https://host[:port]` or points where the gateway must not go.
+        ModelsRefusedError: a model is named twice.
+        EvidenceRefusedError: a TEE is claimed, which nothing here can verify yet.
+    """
+    keyset = _decode_keyset(request.keyset)
+    _require_lifetime(keyset, int(now.timestamp()))
+    if request.tee_type != "none":
+        raise EvidenceRefusedError
+    if len({model.id for model in request.models}) != len(request.models):
+        raise ModelsRefusedError
+    endpoint = parse_endpoint(request.url)
+    if not endpoint.tls or endpoint.path:
+        raise WorkerURLRefusedError("a worker's URL is https://host[:port]")
+    require_permitted_host(endpoint.host, allow_private=allow_private)
+    return Worker(
+        worker_id=worker_id,
+        name=request.name,
+        url=request.url,
+        host=endpoint.host,
+        port=endpoint.port,
+        models=request.models,
+        capacity=request.capacity,
+        engine=request.engine,
+        tee_type=request.tee_type,
+        keyset=request.keyset,
+        keyset_digest=keyset_digest(request.keyset),
+        boot_id=keyset.boot_id,
+        tls_spki_sha256=keyset.tls_spki_sha256,
+        receipt_pk=keyset.receipt_pk,
+        not_before=keyset.not_before,
+        not_after=keyset.not_after,
+    )
+
+
+def upstream(
+    *, name: str, url: str, models: dict[str, str], context_tokens: int, capacity: int, api_key: str | None = None
+) -> Upstream:
+    """A plain OpenAI upstream from the operator's settings. Its address is the operator's choice, private or not.
+
+    Raises:
+        WorkerURLRefusedError: `url` is not a base URL.
+    """
+    endpoint = parse_endpoint(url)
+    return Upstream(
+        upstream_id=upstream_id_of(name),
+        name=name,
+        host=endpoint.host,
+        port=endpoint.port,
+        tls=endpoint.tls,
+        path=endpoint.path,
+        models=models,
+        context_tokens=context_tokens,
+        capacity=capacity,
+        api_key=api_key,
+    )
+
+
+def _decode_keyset(raw: bytes) -> Keyset:
+    if len(raw) > KEYSET_BYTES_MAX:
+        raise KeysetRefusedError("the keyset is too long")
+    try:
+        keyset = Keyset.decode(raw)
+    except MalformedError as error:
+        raise KeysetRefusedError from error
+    if keyset.v != 1:
+        raise KeysetRefusedError("the keyset's version is not supported")
+    if keyset.receipt_pk in _LOW_ORDER_POINTS:
+        raise KeysetRefusedError("the receipt key proves nothing")
+    if not any(keyset.tls_spki_sha256):
+        raise KeysetRefusedError("the TLS key is missing")
+    if len(keyset.boot_id) not in _BOOT_ID_BYTES:
+        raise KeysetRefusedError("the boot id has the wrong length")
+    if max(len(keyset.stake_addr), len(keyset.operator)) > _NAME_CHARS_MAX:
+        raise KeysetRefusedError("an address in the keyset is too long")
+    sizes = (
+        (keyset.hpke_xwing, _XWING_BYTES),
+        (keyset.hpke_x25519, _X25519_BYTES),
+        (keyset.delegation, _SIGNATURE_BYTES),
+        (keyset.model_manifest_sha256, _DIGEST_BYTES),
+    )
+    if any(len(value) not in {0, size} for value, size in sizes):
+        raise KeysetRefusedError("a key in the keyset has the wrong length")
+    return keyset
+
+
+def _require_lifetime(keyset: Keyset, now_s: int) -> None:
+    if not 0 < keyset.not_after - keyset.not_before <= KEYSET_SECONDS_MAX:
+        raise KeysetLifetimeError("the keyset's lifetime is out of range")
+    if keyset.not_before > now_s + CLOCK_SKEW_S_MAX:
+        raise KeysetLifetimeError("the keyset is not valid yet")
+    if keyset.not_after <= now_s:
+        raise KeysetLifetimeError("the keyset has expired")

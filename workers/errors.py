@@ -1,0 +1,91 @@
+"""What can go wrong with workers as a whole: enrolling them, hearing from them, choosing one."""
+
+from typing import ClassVar
+
+from cocoon.errors import CocoonError
+
+
+class WorkersError(CocoonError):
+    """The root of the gateway's operating errors about workers."""
+
+    code: ClassVar[str] = "workers_error"
+
+
+class ModelNotFoundError(WorkersError):
+    """Nobody here serves this model, now or earlier."""
+
+    code: ClassVar[str] = "model_not_found"
+
+
+class NoWorkerError(WorkersError):
+    """No worker that serves this model can be used at the moment."""
+
+    code: ClassVar[str] = "no_worker"
+    transient: ClassVar[bool] = True
+
+
+class WorkersBusyError(WorkersError):
+    """Every worker that serves this model is at its capacity. `retry_after_s` is when asking again makes sense."""
+
+    code: ClassVar[str] = "workers_busy"
+    transient: ClassVar[bool] = True
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__()
+        self.retry_after_s = retry_after_s
+
+
+class EnrolmentRefusedError(WorkersError):
+    """The worker cannot be enrolled as it asks to be."""
+
+    code: ClassVar[str] = "enrolment_refused"
+
+
+class KeysetRefusedError(EnrolmentRefusedError):
+    """The keyset is malformed or its keys cannot be used."""
+
+    code: ClassVar[str] = "keyset_invalid"
+
+
+class KeysetLifetimeError(EnrolmentRefusedError):
+    """The keyset is expired, not valid yet, or valid for too long."""
+
+    code: ClassVar[str] = "keyset_lifetime"
+
+
+class WorkerURLRefusedError(EnrolmentRefusedError):
+    """The worker's URL is not one the gateway may connect to."""
+
+    code: ClassVar[str] = "worker_url_refused"
+
+
+class ModelsRefusedError(EnrolmentRefusedError):
+    """The worker names a model twice."""
+
+    code: ClassVar[str] = "models_refused"
+
+
+class EvidenceRefusedError(EnrolmentRefusedError):
+    """The worker claims a TEE that the gateway cannot verify."""
+
+    code: ClassVar[str] = "evidence_unsupported"
+
+
+class HeartbeatRefusedError(WorkersError):
+    """The heartbeat's token is not valid; the worker must enrol again."""
+
+    code: ClassVar[str] = "heartbeat_token_invalid"
+
+
+class EnrolmentStoreUnavailableError(WorkersError):
+    """The store of enrolments cannot be reached."""
+
+    code: ClassVar[str] = "enrolment_store_unavailable"
+    transient: ClassVar[bool] = True
+
+
+class HeartbeatBusUnavailableError(WorkersError):
+    """Other gateways cannot be told about this heartbeat; it counts in this process all the same."""
+
+    code: ClassVar[str] = "heartbeat_bus_unavailable"
+    transient: ClassVar[bool] = True

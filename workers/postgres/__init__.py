@@ -1,0 +1,1 @@
+"""Enrolments on PostgreSQL: stored once, followed by every gateway process."""

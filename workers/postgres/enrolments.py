@@ -1,0 +1,200 @@
+"""Stored enrolments, and the listener that keeps a registry equal to them."""
+
+import asyncio
+import importlib.resources
+import random
+import uuid
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from cocoon.clock import Clock
+from cocoon.enrolment import EnrolRequest, ServedModel
+from cocoon.sql import named_statements
+from workers.enrolments import admit
+from workers.errors import EnrolmentRefusedError, EnrolmentStoreUnavailableError, KeysetLifetimeError
+from workers.postgres.connections import (
+    ACQUIRE_TIMEOUT_S,
+    Connection,
+    ListeningConnection,
+    Pool,
+    Record,
+    connect,
+    translated,
+)
+from workers.registry import Registry
+from workers.targets import Worker
+
+CHANNELS = ("cocoon_workers", "cocoon_keys")
+"""Changes of workers, and of the keys they enrolled with."""
+RELOAD_S = 30.0
+"""A full reload this often, which also finds out that a silent connection is dead."""
+COALESCE_S = 0.05
+"""Changes this close together cost one reload."""
+BACKOFF_S_MIN = 0.2
+BACKOFF_S_MAX = 5.0
+
+STATEMENTS = named_statements(importlib.resources.files("workers.postgres").joinpath("queries.sql").read_text("utf-8"))
+_log = structlog.get_logger(__name__)
+
+
+class EnrolmentStore:
+    """Enrolments in the `workers` table. Every method is one statement."""
+
+    def __init__(self, pool: Pool, clock: Clock, *, allow_private: bool) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._allow_private = allow_private
+
+    async def save(self, worker: Worker, key_id: uuid.UUID) -> Worker:
+        """Store an admitted worker under the worker key that it enrolled with; its id is the stored one.
+
+        Raises:
+            EnrolmentStoreUnavailableError: Postgres cannot be reached; nothing is known to be stored.
+        """
+        with translated():
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                worker_id = await connection.fetchval(
+                    STATEMENTS["save_worker"],
+                    worker.worker_id,
+                    key_id,
+                    worker.name,
+                    worker.url,
+                    msgspec.json.encode(worker.models).decode(),
+                    worker.capacity,
+                    worker.engine,
+                    worker.tee_type,
+                    worker.keyset,
+                    worker.keyset_digest,
+                )
+        return msgspec.structs.replace(worker, worker_id=uuid.UUID(str(worker_id)))
+
+    async def load(self) -> list[Worker]:
+        """Every enrolled worker that the rules of today still admit.
+
+        Raises:
+            EnrolmentStoreUnavailableError: Postgres cannot be reached.
+        """
+        with translated():
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                return await load_workers(connection, self._clock, allow_private=self._allow_private)
+
+    async def remove(self, worker_id: uuid.UUID) -> bool:
+        """Take a worker out; False when it was not enrolled. Enrolling again brings it back.
+
+        Raises:
+            EnrolmentStoreUnavailableError: Postgres cannot be reached; nothing is known to be removed.
+        """
+        with translated():
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                return await connection.fetchval(STATEMENTS["remove_worker"], worker_id) is not None
+
+
+class EnrolmentListener:
+    """Feeds a registry with all enrolments: at start, after every change, after every reconnection."""
+
+    def __init__(
+        self, database_url: str, registry: Registry, clock: Clock, rng: random.Random, *, allow_private: bool
+    ) -> None:
+        self._database_url = database_url
+        self._registry = registry
+        self._clock = clock
+        self._rng = rng
+        self._allow_private = allow_private
+        self.loaded = asyncio.Event()
+        """Set once the registry has been filled for the first time."""
+        self.connected = False
+
+    async def run(self) -> None:
+        """Follow the store until cancelled. While it is away the registry keeps what it has."""
+        failures = 0
+        while True:
+            try:
+                await self._follow()
+            except EnrolmentStoreUnavailableError as error:
+                if self.connected or failures == 0:
+                    _log.warning("enrolment_listener_disconnected", error=type(error.__cause__ or error).__name__)
+                failures = 1 if self.connected else failures + 1
+            self.connected = False
+            await asyncio.sleep(min(BACKOFF_S_MIN * 2.0 ** min(failures - 1, 10), BACKOFF_S_MAX) * self._jitter())
+
+    async def _follow(self) -> None:
+        connection = await connect(self._database_url, application="cocoon-enrolments")
+        try:
+            changed, lost = asyncio.Event(), asyncio.Event()
+
+            def note_change(_connection: object, _pid: int, _channel: str, _payload: str) -> None:
+                changed.set()
+
+            def note_loss(_connection: object) -> None:
+                lost.set()
+                changed.set()
+
+            connection.add_termination_listener(note_loss)
+            await self._listen(connection, note_change)
+            while not lost.is_set():
+                changed.clear()
+                await self._load(connection)
+                await self._wait(changed)
+            raise EnrolmentStoreUnavailableError
+        finally:
+            connection.terminate()
+
+    async def _listen(
+        self, connection: ListeningConnection, note_change: Callable[[object, int, str, str], None]
+    ) -> None:
+        with translated():
+            for channel in CHANNELS:
+                await connection.add_listener(channel, note_change)
+
+    async def _load(self, connection: Connection) -> None:
+        with translated():
+            workers = await load_workers(connection, self._clock, allow_private=self._allow_private)
+        self._registry.replace_enrolments(workers)
+        if not self.connected:
+            _log.info("enrolments_loaded", workers=len(workers))
+        self.connected = True
+        self.loaded.set()
+
+    async def _wait(self, changed: asyncio.Event) -> None:
+        try:
+            async with asyncio.timeout(RELOAD_S):
+                await changed.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(COALESCE_S)
+
+    def _jitter(self) -> float:
+        return 0.5 + self._rng.random() / 2
+
+
+async def load_workers(connection: Connection, clock: Clock, *, allow_private: bool) -> list[Worker]:
+    """Every stored worker that is admitted now; others are left out and logged."""
+    workers: list[Worker] = []
+    for row in await connection.fetch(STATEMENTS["load_workers"]):
+        worker_id: uuid.UUID = uuid.UUID(str(row["worker_id"]))
+        try:
+            workers.append(admit(_request(row), worker_id=worker_id, now=clock.now(), allow_private=allow_private))
+        except KeysetLifetimeError:
+            # Its agent is gone, or about to enrol with a new keyset.
+            continue
+        except (EnrolmentRefusedError, msgspec.ValidationError) as error:
+            _log.warning("enrolment_skipped", worker_id=str(worker_id), error=type(error).__name__)
+    return workers
+
+
+def _request(row: Record) -> EnrolRequest:
+    return msgspec.convert(
+        {
+            "keyset": row["keyset"],
+            "url": row["url"],
+            "name": row["name"],
+            "models": msgspec.json.decode(row["models"], type=tuple[ServedModel, ...]),
+            "capacity": row["capacity"],
+            "engine": row["engine"],
+            "tee_type": row["tee_type"],
+        },
+        EnrolRequest,
+        builtin_types=(bytes,),
+    )

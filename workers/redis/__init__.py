@@ -1,0 +1,1 @@
+"""Heartbeats on Redis: sent to one gateway process, heard by all."""

@@ -1,0 +1,203 @@
+"""Who could take a request: enrolled workers that still report, and the operator's upstreams.
+
+A snapshot in memory, fed by the enrolment listener and the heartbeat bus, read by routing on every request. It knows
+no store, no socket and no policy of choice. Whatever feeds and reads it runs on one event loop.
+"""
+
+import math
+import uuid
+from collections.abc import Iterable, Sequence
+
+from cocoon.clock import Clock
+from cocoon.enrolment import HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX, Heartbeat
+from workers.enrolments import admit, upstream
+from workers.load import TargetLoad
+from workers.targets import Evidence, Requirement, Target, Upstream, Worker, upstream_id_of, worker_id_of
+
+__all__ = [
+    "LIVE_S",
+    "Evidence",
+    "Member",
+    "Registry",
+    "Requirement",
+    "Target",
+    "Upstream",
+    "Worker",
+    "admit",
+    "upstream",
+    "upstream_id_of",
+    "worker_id_of",
+]
+
+LIVE_S = HEARTBEAT_SECONDS * HEARTBEATS_MISSED_MAX
+"""A worker is live for this long after its last heartbeat."""
+EARLY_HEARTBEATS_MAX = 4096
+"""Heartbeats kept for workers whose enrolment has not arrived here yet."""
+
+
+class Member:
+    """One target in the registry, with what this process knows about its state."""
+
+    __slots__ = ("expires_at", "load", "reports", "seen_at", "target", "target_id")
+
+    def __init__(self, target: Target, *, expires_at: float, reports: bool) -> None:
+        self.target = target
+        self.target_id = target.target_id
+        self.load = TargetLoad(target.capacity)
+        self.reports = reports
+        """Whether it sends heartbeats; an upstream does not, and only fails passively."""
+        self.expires_at = expires_at
+        self.seen_at = -math.inf if reports else math.inf
+
+
+class Registry:
+    """Targets by model. Times are the clock's monotonic seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._workers: dict[uuid.UUID, Member] = {}
+        self._upstreams: dict[uuid.UUID, Member] = {}
+        self._by_model: dict[str, tuple[Member, ...]] = {}
+        self._early: dict[uuid.UUID, tuple[float, Heartbeat]] = {}
+        self._held_at: float | None = None
+
+    # Feeding
+
+    def replace_enrolments(self, workers: Iterable[Worker]) -> None:
+        """Make the enrolled workers exactly these. Requests in flight and heartbeats of those that stay are kept."""
+        before = self._workers
+        self._workers = {}
+        for worker in workers:
+            self._place(worker, before.get(worker.worker_id))
+        self._index()
+
+    def put_enrolment(self, worker: Worker) -> None:
+        """Add or renew one worker without waiting for the listener."""
+        self._place(worker, self._workers.get(worker.worker_id))
+        self._index()
+
+    def set_upstreams(self, upstreams: Iterable[Upstream]) -> None:
+        """Make the upstreams exactly these."""
+        members: dict[uuid.UUID, Member] = {}
+        for target in upstreams:
+            member = self._upstreams.get(target.upstream_id)
+            if member is None:
+                member = Member(target, expires_at=math.inf, reports=False)
+            member.target = target
+            member.load.set_capacity(target.capacity)
+            members[target.upstream_id] = member
+        self._upstreams = members
+        self._index()
+
+    def note_heartbeat(self, worker_id: uuid.UUID, heartbeat: Heartbeat, now: float) -> None:
+        """A heartbeat that was sent at monotonic `now`; one that is older than the last changes nothing."""
+        member = self._workers.get(worker_id)
+        if member is None:
+            self._keep_early(worker_id, heartbeat, now)
+        elif now >= member.seen_at:
+            member.seen_at = now
+            member.load.report(heartbeat)
+
+    def hold_liveness(self, held: bool) -> None:  # noqa: FBT001  the name says what True means
+        """While held, whoever was live stays so: no heartbeat can arrive, and silence means nothing.
+
+        Whoever stays silent after the end of the hold is gone `LIVE_S` later.
+        """
+        now = self._clock.monotonic()
+        if held:
+            if self._held_at is None:
+                self._held_at = now
+        elif self._held_at is not None:
+            for member in self._workers.values():
+                if self._live(member, now):
+                    member.seen_at = max(member.seen_at, now)
+            self._held_at = None
+
+    # Reading
+
+    def knows(self, model: str) -> bool:
+        """Whether anybody serves this model, live or not."""
+        return model in self._by_model
+
+    def targets_for(self, model: str) -> list[Target]:
+        """The live targets of a model."""
+        return [member.target for member in self.live_members(model, self._clock.monotonic())]
+
+    def live_members(self, model: str, now: float) -> list[Member]:
+        """The members that serve a model, report, and do not drain."""
+        since = self._live_since(now)
+        return [
+            member
+            for member in self._by_model.get(model, ())
+            if member.seen_at >= since and member.expires_at > now and not member.load.draining
+        ]
+
+    def models(self) -> dict[str, int]:
+        """Live targets by model; a model that nobody serves at the moment counts 0."""
+        now = self._clock.monotonic()
+        return {model: len(self.live_members(model, now)) for model in self._by_model}
+
+    def context_tokens(self, model: str) -> int | None:
+        """What one request may use: the smallest context among live targets (else all), None when unknown."""
+        members = self.live_members(model, self._clock.monotonic()) or self._by_model.get(model, ())
+        sizes = [
+            served.context_tokens
+            for member in members
+            for served in member.target.served_models()
+            if served.id == model
+        ]
+        return min(sizes, default=None)
+
+    def members(self) -> Sequence[Member]:
+        """Every enrolled worker and upstream, live or not."""
+        return [*self._workers.values(), *self._upstreams.values()]
+
+    def worker_ids(self) -> list[uuid.UUID]:
+        """Every enrolled worker."""
+        return list(self._workers)
+
+    def worker(self, worker_id: uuid.UUID) -> Worker | None:
+        """An enrolled worker, live or not."""
+        member = self._workers.get(worker_id)
+        return member.target if member is not None and isinstance(member.target, Worker) else None
+
+    def is_live(self, member: Member) -> bool:
+        """Whether the member reports and its keyset is valid; it may be draining."""
+        return self._live(member, self._clock.monotonic())
+
+    def _live_since(self, now: float) -> float:
+        return (now if self._held_at is None else self._held_at) - LIVE_S
+
+    def _live(self, member: Member, now: float) -> bool:
+        return member.seen_at >= self._live_since(now) and member.expires_at > now
+
+    def _place(self, worker: Worker, known: Member | None) -> None:
+        # The keyset's end, on the clock that routing reads.
+        now = self._clock.monotonic()
+        expires_at = now + worker.not_after - self._clock.now().timestamp()
+        if known is None:
+            known = Member(worker, expires_at=expires_at, reports=True)
+        else:
+            assert isinstance(known.target, Worker), "workers keep their ids"
+            if known.target.boot_id != worker.boot_id:
+                known.load.restarted(now)
+            known.target = worker
+            known.expires_at = expires_at
+            known.load.set_capacity(worker.capacity)
+        self._workers[worker.worker_id] = known
+        early = self._early.pop(worker.worker_id, None)
+        if early is not None:
+            self.note_heartbeat(worker.worker_id, early[1], early[0])
+
+    def _index(self) -> None:
+        lists: dict[str, list[Member]] = {}
+        for member in self.members():
+            for served in member.target.served_models():
+                lists.setdefault(served.id, []).append(member)
+        self._by_model = {model: tuple(members) for model, members in lists.items()}
+
+    def _keep_early(self, worker_id: uuid.UUID, heartbeat: Heartbeat, now: float) -> None:
+        if len(self._early) >= EARLY_HEARTBEATS_MAX and worker_id not in self._early:
+            oldest = next(iter(self._early))
+            del self._early[oldest]
+        self._early[worker_id] = (now, heartbeat)

@@ -1,0 +1,277 @@
+"""Which target gets a request: two candidates at random, the one with the lower expected cost wins.
+
+The expected cost is in seconds until the first token, without thresholds that could make load slosh:
+
+    (prompts waiting there + this prompt) / measured prefill rate
+      + PRESSURE_S * k / (1 - k)              k = requests in flight / capacity
+      + what its first tokens lately took beyond that, or what its oldest waiting request is already late
+    ... divided by the share of recent requests that it did not fail
+
+A target without measurements is taken for the median of its model's targets, so that a newcomer is neither flooded
+nor starved. Everything is decided synchronously; clock and dice are injected.
+"""
+
+import enum
+import random
+import uuid
+
+import structlog
+
+from cocoon.clock import Clock
+from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
+from workers.load import RATE_DEFAULT, TargetLoad, median, saturation
+from workers.registry import Member, Registry, Requirement, Target
+
+PRESSURE_S = 0.25
+"""Seconds that a half-used target is worth more than an idle one."""
+COST_S_MIN = 0.001
+"""Keeps the failure penalty meaningful for targets that are otherwise free."""
+FAILURE_RATIO_MAX = 0.95
+RATE_KEPT_S = 1.0
+"""How long the median rate of a model is kept, of at most `RATES_MAX` models."""
+RATES_MAX = 4096
+BUSY_RETRY_S = 1.0
+"""When to ask again while every target is at capacity."""
+RETRY_RATIO = 0.2
+RETRIES_PER_S_MIN = 5.0
+RETRY_BALANCE_MAX = 50.0
+
+_log = structlog.get_logger(__name__)
+_MEETS: dict[Requirement, frozenset[str]] = {
+    "any": frozenset({"none", "tdx", "tdx+gpu"}),
+    "tdx": frozenset({"tdx", "tdx+gpu"}),
+    "tdx+gpu": frozenset({"tdx+gpu"}),
+}
+
+
+class DispatchOutcome(enum.StrEnum):
+    """How a dispatch ended, as far as the target is concerned."""
+
+    OK = "ok"
+    FAILED_BEFORE_FIRST_BYTE = "failed_before_first_byte"
+    FAILED_MID_STREAM = "failed_mid_stream"
+    THROTTLED = "throttled"
+    CLIENT_GONE = "client_gone"
+
+
+class Dispatch:
+    """One request at one target. It counts as in flight until `finish`, which must be called however it ends."""
+
+    __slots__ = ("_clock", "_finished", "_member", "_request", "_trial", "target")
+
+    def __init__(self, clock: Clock, member: Member, prompt_tokens: int, now: float) -> None:
+        self.target: Target = member.target
+        self._clock = clock
+        self._member = member
+        self._trial = member.load.breaker.begin(now)
+        self._request = member.load.begin(prompt_tokens, now)
+        self._finished = False
+
+    @property
+    def target_id(self) -> uuid.UUID:
+        """For the next attempt's `exclude`."""
+        return self._member.target_id
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` was called."""
+        return self._finished
+
+    def first_token(self, now: float) -> None:
+        """The first token came at monotonic `now`. Only the first call counts, and none after `finish`."""
+        if self._finished:
+            return
+        load = self._member.load
+        load.first_token(self._request, now)
+        if self._trial is not None:
+            load.breaker.proved(self._trial)
+
+    def finish(self, outcome: DispatchOutcome, *, retry_after_s: float | None = None) -> None:
+        """Release the target and count the outcome, once: later calls change nothing.
+
+        `retry_after_s` is what a target that throttles asked for.
+        """
+        if self._finished:
+            return
+        self._finished = True
+        now = self._clock.monotonic()
+        load = self._member.load
+        load.end(self._request, now, gave_up=outcome is DispatchOutcome.CLIENT_GONE)
+        before = load.breaker.state(now)
+        match outcome:
+            case DispatchOutcome.OK:
+                load.breaker.succeeded(now, self._trial)
+            case DispatchOutcome.FAILED_BEFORE_FIRST_BYTE | DispatchOutcome.FAILED_MID_STREAM:
+                load.breaker.failed(now, self._trial)
+            case DispatchOutcome.THROTTLED:
+                load.breaker.undecided(self._trial)
+                load.breaker.throttled(now, BUSY_RETRY_S if retry_after_s is None else retry_after_s)
+            case DispatchOutcome.CLIENT_GONE:
+                load.breaker.undecided(self._trial)
+        after = load.breaker.state(now)
+        if after is not before:
+            _log.info("breaker_changed", target=self.target.name, target_id=str(self.target_id), state=after.value)
+
+
+class Router:
+    """Chooses targets from a registry."""
+
+    def __init__(self, registry: Registry, clock: Clock, rng: random.Random) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._rng = rng
+        self._rates: dict[str, tuple[float, float]] = {}
+
+    def choose(
+        self,
+        model: str,
+        *,
+        prompt_tokens_bound: int = 0,
+        exclude: frozenset[uuid.UUID] = frozenset(),
+        require: Requirement = "any",
+        only: tuple[str, ...] = (),
+        ignore: tuple[str, ...] = (),
+    ) -> Dispatch:
+        """A target for a request whose prompt has at most `prompt_tokens_bound` tokens; it counts as dispatched.
+
+        `exclude` holds targets already tried, `only` and `ignore` name targets by name or id.
+
+        Raises:
+            ModelNotFoundError: nobody serves the model.
+            WorkersBusyError: those who could are at capacity or asked for a pause.
+            NoWorkerError: none is live, allowed and sound.
+        """
+        registry = self._registry
+        if not registry.knows(model):
+            raise ModelNotFoundError
+        now = self._clock.monotonic()
+        candidates = registry.live_members(model, now)
+        if exclude or require != "any" or only or ignore:
+            candidates = _allowed(candidates, exclude, require, only, ignore)
+        free: list[Member] = []
+        reported_full: list[Member] = []
+        for member in candidates:
+            load = member.load
+            if load.in_flight >= load.capacity or not load.breaker.allows(now):
+                continue
+            (free if load.in_flight_estimate < load.capacity else reported_full).append(member)
+        # A heartbeat is up to two seconds old: a target that it calls full may be asked when nobody else is left.
+        pool = free or reported_full
+        if not pool:
+            raise _refusal(candidates, now)
+        return Dispatch(self._clock, self._pick(model, pool, prompt_tokens_bound, now), prompt_tokens_bound, now)
+
+    def _pick(self, model: str, pool: list[Member], prompt_tokens: int, now: float) -> Member:
+        count = len(pool)
+        if count == 1:
+            return pool[0]
+        first = int(self._rng.random() * count)
+        second = int(self._rng.random() * (count - 1))
+        one, other = pool[first], pool[second + (second >= first)]
+        elsewhere = self._median_rate(model, now)
+        # The pair is in random order, so this breaks ties at random.
+        if cost_s(other.load, prompt_tokens, elsewhere, now) < cost_s(one.load, prompt_tokens, elsewhere, now):
+            return other
+        return one
+
+    def _median_rate(self, model: str, now: float) -> float:
+        kept = self._rates.get(model)
+        if kept is not None and now < kept[0]:
+            return kept[1]
+        rates = [
+            rate
+            for member in self._registry.live_members(model, now)
+            if (rate := member.load.rate.measured) is not None
+        ]
+        value = median(rates, RATE_DEFAULT)
+        if len(self._rates) >= RATES_MAX:
+            self._rates.clear()
+        self._rates[model] = (now + RATE_KEPT_S, value)
+        return value
+
+
+def cost_s(load: TargetLoad, prompt_tokens: int, elsewhere: float, now: float) -> float:
+    """Expected seconds to the first token, failures priced in; `elsewhere` is the rate of an unmeasured target."""
+    in_flight = load.in_flight_estimate
+    tokens = load.waiting_tokens + prompt_tokens
+    if load.reported_queued and in_flight > load.in_flight:
+        # Others' requests that wait there; of their sizes we only know ours.
+        tokens += min(load.reported_queued, in_flight - load.in_flight) * load.tokens_mean
+    excess_s = load.excess.get(now)
+    late_s = load.overdue_s(now)
+    cost = (
+        COST_S_MIN
+        + tokens / load.rate.get(now, elsewhere)
+        + PRESSURE_S * saturation(in_flight, load.capacity)
+        + (max(excess_s, late_s))
+    )
+    failures = load.breaker.failure_ratio(now)
+    return cost / (1.0 - min(failures, FAILURE_RATIO_MAX)) if failures else cost
+
+
+def _allowed(
+    members: list[Member],
+    exclude: frozenset[uuid.UUID],
+    require: Requirement,
+    only: tuple[str, ...],
+    ignore: tuple[str, ...],
+) -> list[Member]:
+    meets = _MEETS[require]
+    return [
+        member
+        for member in members
+        if member.target_id not in exclude
+        and member.target.evidence in meets
+        and (not only or member.target.name in only or str(member.target_id) in only)
+        and member.target.name not in ignore
+        and str(member.target_id) not in ignore
+    ]
+
+
+def _refusal(candidates: list[Member], now: float) -> NoWorkerError | WorkersBusyError:
+    """Busy when time alone helps, and for how long."""
+    waits: list[float] = []
+    for member in candidates:
+        pause_s = member.load.breaker.cooldown_s(now)
+        if pause_s > 0:
+            waits.append(pause_s)
+        elif member.load.breaker.allows(now):
+            waits.append(BUSY_RETRY_S)
+    return WorkersBusyError(min(waits)) if waits else NoWorkerError()
+
+
+class RetryBudget:
+    """How many retries the gateway may add to its load: a share of its requests, and a few a second besides.
+
+    Without it, an outage of half the workers doubles the load on the other half.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        ratio: float = RETRY_RATIO,
+        per_s_min: float = RETRIES_PER_S_MIN,
+        balance_max: float = RETRY_BALANCE_MAX,
+    ) -> None:
+        assert ratio >= 0 and per_s_min >= 0 and balance_max >= 1, "a budget that can be spent"  # noqa: PT018
+        self._clock = clock
+        self._ratio = ratio
+        self._per_s_min = per_s_min
+        self._balance_max = balance_max
+        self._balance = balance_max
+        self._at = clock.monotonic()
+
+    def note_request(self) -> None:
+        """A first attempt was made."""
+        self._balance = min(self._balance + self._ratio, self._balance_max)
+
+    def try_spend(self) -> bool:
+        """Take one retry from the budget; False when it is used up."""
+        now = self._clock.monotonic()
+        self._balance = min(self._balance + (now - self._at) * self._per_s_min, self._balance_max)
+        self._at = now
+        if self._balance < 1.0:
+            return False
+        self._balance -= 1.0
+        return True
