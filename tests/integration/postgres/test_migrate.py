@@ -1,0 +1,105 @@
+"""The migration runner against a real server."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from billing.ports import LedgerUnavailableError, RecordRefusedError
+from billing.postgres import migrate as runner
+from billing.postgres.migrate import Migration, MigrationError, ensure_partitions, load_migrations, migrate
+from billing.postgres.pool import open_pool
+
+FIRST = Migration(version=1, name="first", sql="CREATE TABLE first (id bigint PRIMARY KEY);")
+SECOND = Migration(version=2, name="second", sql="CREATE TABLE second (id bigint PRIMARY KEY);")
+PARTITIONS = Migration(
+    version=3,
+    name="partitions",
+    sql="CREATE FUNCTION ensure_day_partitions(date, date) RETURNS integer LANGUAGE sql AS 'SELECT 0';",
+)
+PLAIN = (FIRST, SECOND, PARTITIONS)
+
+
+async def test_every_migration_applies_once_and_a_second_run_changes_nothing(empty_database_url: str) -> None:
+    assert await migrate(empty_database_url) == list(load_migrations())
+    assert await migrate(empty_database_url) == []
+
+
+async def test_a_newer_release_applies_only_what_is_missing(empty_database_url: str) -> None:
+    stub = Migration(version=1, name="first", sql=FIRST.sql + PARTITIONS.sql)
+    await migrate(empty_database_url, [stub])
+    assert await migrate(empty_database_url, [stub, SECOND]) == [SECOND]
+
+
+async def test_a_changed_migration_is_refused(empty_database_url: str) -> None:
+    await migrate(empty_database_url, PLAIN)
+    edited = Migration(version=1, name="first", sql=FIRST.sql + " -- harmless?")
+    with pytest.raises(MigrationError, match="0001_first was changed after it was applied"):
+        await migrate(empty_database_url, (edited, SECOND, PARTITIONS))
+
+
+async def test_a_database_of_a_newer_release_is_refused(empty_database_url: str) -> None:
+    await migrate(empty_database_url, PLAIN)
+    with pytest.raises(MigrationError, match="has migration 0003_partitions, which this release"):
+        await migrate(empty_database_url, (FIRST, SECOND))
+
+
+async def test_a_failing_migration_leaves_nothing_of_itself_and_keeps_those_before(empty_database_url: str) -> None:
+    broken = Migration(version=2, name="broken", sql="CREATE TABLE half (id bigint); SELECT 1 / 0;")
+    with pytest.raises(RecordRefusedError, match="division by zero"):
+        await migrate(empty_database_url, (FIRST, broken))
+    connection = await asyncpg.connect(empty_database_url)
+    try:
+        assert await connection.fetchval("SELECT to_regclass('half') IS NULL AND to_regclass('first') IS NOT NULL")
+        assert await connection.fetch("SELECT version FROM schema_migrations") == [(1,)]
+    finally:
+        await connection.close()
+
+
+async def test_two_runners_at_once_apply_each_migration_once(empty_database_url: str) -> None:
+    applied = await asyncio.gather(migrate(empty_database_url), migrate(empty_database_url))
+    assert sorted(len(run) for run in applied) == [0, len(load_migrations())]
+
+
+async def test_a_migration_gives_up_soon_when_a_table_is_locked(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "MIGRATION_LOCK_TIMEOUT_S", 0.1)
+    await migrate(empty_database_url, PLAIN)
+    change = Migration(version=4, name="change", sql="ALTER TABLE first ADD COLUMN more bigint;")
+    connection = await asyncpg.connect(empty_database_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE first IN ACCESS SHARE MODE")
+            with pytest.raises(LedgerUnavailableError, match="lock timeout"):
+                await migrate(empty_database_url, (*PLAIN, change))
+        assert await migrate(empty_database_url, (*PLAIN, change)) == [change]
+    finally:
+        await connection.close()
+
+
+async def test_an_unreachable_database_is_a_typed_error() -> None:
+    with pytest.raises(LedgerUnavailableError):
+        await migrate("postgresql://cocoon@127.0.0.1:1/nothing")
+
+
+async def test_day_partitions_are_created_once_by_concurrent_callers(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    try:
+        before = await connection.fetchval("SELECT count(*) FROM pg_inherits WHERE inhparent = 'transfers'::regclass")
+        assert before == 9  # yesterday, today and seven days ahead
+        await connection.execute("DROP TABLE transfers_" + await connection.fetchval(
+            "SELECT to_char(now() AT TIME ZONE 'utc' + interval '7 days', 'YYYYMMDD')"
+        ))  # fmt: skip
+        async with open_pool(database_url, application="test") as pool:
+            created = await asyncio.gather(ensure_partitions(pool), ensure_partitions(pool))
+        assert sorted(created) == [0, 1]
+        # A partition must carry its parent's indexes and its insert-only trigger.
+        today = await connection.fetchval("SELECT 'usage_' || to_char(now() AT TIME ZONE 'utc', 'YYYYMMDD')")
+        triggers = await connection.fetchval(
+            "SELECT count(*) FROM pg_trigger WHERE tgrelid = $1::text::regclass", today
+        )
+        indexes = await connection.fetchval("SELECT count(*) FROM pg_index WHERE indrelid = $1::text::regclass", today)
+        assert (triggers, indexes) == (1, 2)
+    finally:
+        await connection.close()
