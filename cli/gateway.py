@@ -42,9 +42,9 @@ def load_application() -> Callable[..., Any]:
     return create_app()
 
 
-def server(settings: Settings, *, host: str, port: int, processes: int) -> Granian:
-    """The configured server; `serve` on it blocks until SIGTERM or SIGINT."""
-    return Granian(
+def serve(settings: Settings, *, host: str, port: int, processes: int) -> None:
+    """Serve until SIGTERM or SIGINT; blocks."""
+    server = Granian(
         "gateway.app:create_app",
         factory=True,
         interface=Interfaces.ASGI,
@@ -63,6 +63,8 @@ def server(settings: Settings, *, host: str, port: int, processes: int) -> Grani
         respawn_failed_workers=True,
         workers_kill_timeout=math.ceil(settings.drain_s) + KILL_MARGIN_S,
     )
+    # The loader is ours: granian's own puts the current directory first on the import path.
+    server.serve(target_loader=load_application, wrap_loader=False)
 
 
 @click.command("gateway")
@@ -80,8 +82,4 @@ def server(settings: Settings, *, host: str, port: int, processes: int) -> Grani
 )
 def command(host: str, port: int, processes: int) -> None:
     """Serve the OpenAI-compatible API; everything else is configured by environment."""
-    settings = read_settings()
-    # The loader is ours: granian's own puts the current directory first on the import path.
-    server(settings, host=host, port=port, processes=processes).serve(
-        target_loader=load_application, wrap_loader=False
-    )
+    serve(read_settings(), host=host, port=port, processes=processes)

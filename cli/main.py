@@ -42,10 +42,12 @@ class LazyGroup(click.Group):
         super().__init__(**attributes)  # pyright: ignore[reportArgumentType]  click types its own keywords
         self._subcommands = subcommands
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        """Names in the order of the alphabet."""
         return sorted(self._subcommands)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  as above
+        """Import the subcommand; a package that pip did not install is named with the extra that brings it."""
         entry = self._subcommands.get(cmd_name)
         if entry is None:
             return None
@@ -63,10 +65,12 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self._subcommands[name].summary) for name in self.list_commands(ctx)])
 
     def invoke(self, ctx: click.Context) -> object:
+        """Run; an operating error becomes one line on standard error and exit status 1, never a traceback."""
         try:
             return super().invoke(ctx)
         except CocoonError as error:

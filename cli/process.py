@@ -131,9 +131,7 @@ def processes_marked(name: str, value: str) -> list[int]:
     """Living processes started with `name=value` in their environment, this one and its ancestors left out."""
     marker = f"{name}={value}".encode()
     return [
-        pid
-        for pid in _pids()
-        if marker in _environment(pid).split(b"\0") and is_alive(pid) and pid not in _own_line()
+        pid for pid in _pids() if marker in _environment(pid).split(b"\0") and is_alive(pid) and pid not in _own_line()
     ]
 
 

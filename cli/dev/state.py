@@ -100,18 +100,20 @@ class StateDirectory:
         return hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()[:32]
 
     def open(self) -> None:
-        """Create what is missing. The root may be passed through by other users (a database under its own), not read.
+        """Create what is missing. A new root may be passed through by other users (a database under its own), not read.
 
         Raises:
             DevError: it cannot be written.
         """
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self.root.chmod(0o711)
-            self.logs.mkdir(exist_ok=True)
-            self.logs.chmod(0o700)
+            if not self.root.is_dir():
+                self.root.mkdir(parents=True)
+                self.root.chmod(0o711)
+            self.logs.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise DevError(f"cannot use the state directory {self.root}: {error.strerror} (COCOON_STATE_DIR)") from error
+            raise DevError(
+                f"cannot use the state directory {self.root}: {error.strerror} (COCOON_STATE_DIR)"
+            ) from error
 
     def lock(self, base_url: str) -> None:
         """Take the lock until this process ends, however it ends.

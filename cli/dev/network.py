@@ -1,0 +1,236 @@
+"""What the development network consists of: which services, in which order, and when it is ready.
+
+PostgreSQL and Redis first, then the schema and the seed, then gateway and workers. The chain and the biller join here.
+"""
+
+import asyncio
+import shlex
+import signal
+import sys
+from collections.abc import Mapping
+
+import httpx
+import msgspec
+
+from cli.dev.address import LOOPBACK, free_port
+from cli.dev.embedded import EmbeddedServer
+from cli.dev.postgres import EmbeddedPostgres
+from cli.dev.redis import EmbeddedRedis
+from cli.dev.screen import Row, Screen
+from cli.dev.seed import MODEL, Seed, seed
+from cli.dev.service import Keeper, Service, all_ready
+from cli.dev.settings import DevSettings
+from cli.dev.state import DevFile, Ports, Secrets, StateDirectory
+from cli.dev.supervisor import MARKER, Supervisor
+from cli.process import Launch, StopStep
+from cocoon.clock import Clock
+
+WORKERS = ("worker-1", "worker-2")
+WORKER_CAPACITY = 4
+WORKER_THREADS = 1
+CONTEXT_TOKENS = 4096
+MIGRATE_SECONDS = 120.0
+GATEWAY_READY_SECONDS = 60.0
+WORKER_READY_SECONDS = 120.0
+ROUTABLE_POLL_SECONDS = 0.2
+PROBE_SECONDS = 2.0
+DRAIN_MARGIN_S = 15.0
+"""Beyond the drain: flushing, closing, and granian's own kill timeout (10 s)."""
+
+
+class Network:
+    """One development network; `boot` starts it under a supervisor, `changed` keeps screen and `dev.json` current."""
+
+    def __init__(
+        self, settings: DevSettings, state: StateDirectory, secrets: Secrets, clock: Clock, screen: Screen
+    ) -> None:
+        self._settings = settings
+        self._state = state
+        self._secrets = secrets
+        self._clock = clock
+        self._screen = screen
+        self._supervisor: Supervisor | None = None
+        self._ready = False
+        self._written: DevFile | None = None
+        ports = state.ports()
+        marker = (MARKER, state.mark)
+        self._postgres = EmbeddedPostgres(
+            state.root / "postgres",
+            password=secrets.postgres_password,
+            port=free_port(ports.postgres),
+            marker=marker,
+        )
+        self._redis = EmbeddedRedis(
+            state.root / "redis", password=secrets.redis_password, port=free_port(ports.redis), marker=marker
+        )
+        state.keep_ports(Ports(postgres=self._postgres.port, redis=self._redis.port))
+
+    async def boot(self, supervisor: Supervisor) -> None:
+        """Start everything and return when it is ready.
+
+        Raises:
+            DevError: a part could not be brought up.
+        """
+        self._supervisor = supervisor
+        await all_ready(
+            supervisor.start(self._embedded(self._postgres, stage=0)),
+            supervisor.start(self._embedded(self._redis, stage=1)),
+        )
+        await supervisor.complete("migrate", self._command("migrate", self._database), MIGRATE_SECONDS)
+        await seed(self._postgres.dsn, Seed.of(self._secrets), self._clock)
+        async with httpx.AsyncClient(base_url=self._settings.origin, timeout=PROBE_SECONDS, trust_env=False) as client:
+            keepers = [supervisor.start(self._gateway(client))]
+            keepers += [supervisor.start(self._worker(name, client)) for name in WORKERS]
+            await all_ready(*keepers)
+            self._ready = True
+            self.changed()
+            # The client is the keepers' eye for as long as they run; this task is cancelled when they stop.
+            await asyncio.Event().wait()
+
+    def changed(self) -> None:
+        """Something's state changed."""
+        supervisor = self._supervisor
+        if supervisor is None:
+            return
+        if self._ready and not supervisor.stopping and supervisor.all_ready():
+            content = self._dev_file(supervisor)
+            if content != self._written:
+                self._written = content
+                self._state.write_dev_file(content)
+        self._screen.show([_row(keeper) for keeper in supervisor.keepers], self._lines(supervisor))
+
+    def _dev_file(self, supervisor: Supervisor) -> DevFile:
+        return DevFile(
+            base_url=self._settings.base_url,
+            api_key=self._secrets.api_key,
+            admin_key=self._secrets.admin_key,
+            console_url=None,
+            models=(MODEL,),
+            postgres_dsn=self._postgres.dsn,
+            redis_url=self._redis.url,
+            liteserver_config=None,
+            chain_control_url=None,
+            pids=supervisor.pids(),
+        )
+
+    def _lines(self, supervisor: Supervisor) -> list[str]:
+        if supervisor.stopping:
+            return ["Stopping; a second Ctrl-C hurries."]
+        if not self._ready:
+            return [f"Starting; logs are in {self._state.logs}"]
+        request = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "Say hello."}]}
+        curl = (
+            f"curl -N {self._settings.base_url}/chat/completions -H 'Authorization: Bearer {self._secrets.api_key}'"
+            f" -H 'Content-Type: application/json' -d {shlex.quote(msgspec.json.encode(request).decode())}"
+        )
+        return [
+            f"Cocoon is ready. Logs are in {self._state.logs}; Ctrl-C stops everything.",
+            f"  base URL  {self._settings.base_url}",
+            f"  API key   {self._secrets.api_key}",
+            f"  model     {MODEL}",
+            f"  try       {curl}",
+        ]
+
+    def _embedded(self, server: EmbeddedServer, *, stage: int) -> Service:
+        async def is_ready(pid: int) -> bool:
+            return await asyncio.to_thread(server.is_ready, pid)
+
+        return Service(
+            name=server.name,
+            address=lambda: f"{LOOPBACK}:{server.port}",
+            prepare=server.prepare,
+            launch=server.launch,
+            is_ready=is_ready,
+            stage=stage,
+        )
+
+    def _gateway(self, client: httpx.AsyncClient) -> Service:
+        async def is_ready(_pid: int) -> bool:
+            return (await _facts(client)).ready
+
+        return Service(
+            name="gateway",
+            address=lambda: f"{self._settings.host}:{self._settings.port}",
+            launch=lambda: self._command("gateway", self._gateway_environment()),
+            is_ready=is_ready,
+            stage=2,
+            ready_s=GATEWAY_READY_SECONDS,
+        )
+
+    def _worker(self, name: str, client: httpx.AsyncClient) -> Service:
+        async def is_ready(_pid: int) -> bool:
+            facts = await _facts(client)
+            return facts.ready and facts.models.get(MODEL, 0) >= len(WORKERS)
+
+        return Service(
+            name=name,
+            address=lambda: "xllamacpp",
+            launch=lambda: self._command("worker", self._worker_environment(name)),
+            is_ready=is_ready,
+            stage=3,
+            ready_s=WORKER_READY_SECONDS,
+        )
+
+    def _command(self, name: str, variables: Mapping[str, str]) -> Launch:
+        environment = {
+            **self._settings.inherited,
+            "PYTHONUNBUFFERED": "1",
+            "COCOON_ENV": "development",
+            "COCOON_DRAIN_S": f"{self._settings.drain_s:g}",
+            MARKER: self._state.mark,
+            **variables,
+        }
+        return Launch(
+            # -P: the current directory is not on the import path.
+            argv=(sys.executable, "-P", "-m", "cli.main", name),
+            env=environment,
+            stop=(StopStep(signal.SIGTERM, self._settings.drain_s + DRAIN_MARGIN_S),),
+        )
+
+    @property
+    def _database(self) -> dict[str, str]:
+        return {"COCOON_DATABASE_URL": self._postgres.dsn}
+
+    def _gateway_environment(self) -> dict[str, str]:
+        return self._database | {
+            "COCOON_REDIS_URL": self._redis.url,
+            "COCOON_HOST": self._settings.host,
+            "COCOON_PORT": str(self._settings.port),
+            "COCOON_GATEWAY_PROCESSES": str(self._settings.processes),
+            "COCOON_NETWORK_SECRET": self._secrets.network_secret,
+            "COCOON_ALLOW_PRIVATE_WORKERS": "1",
+        }
+
+    def _worker_environment(self, name: str) -> dict[str, str]:
+        return {
+            "COCOON_GATEWAY_URL": self._settings.origin,
+            "COCOON_WORKER_KEY": self._secrets.worker_key,
+            "COCOON_WORKER_NAME": name,
+            "COCOON_WORKER_LISTEN": f"{LOOPBACK}:0",
+            "COCOON_WORKER_CAPACITY": str(WORKER_CAPACITY),
+            "COCOON_ENGINE": "xllamacpp",
+            "COCOON_ENGINE_THREADS": str(WORKER_THREADS),
+            "COCOON_SERVED_MODEL": MODEL,
+            "COCOON_CONTEXT_TOKENS": str(CONTEXT_TOKENS),
+        }
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """What `/readyz` says of the gateway process that happened to answer."""
+
+    ready: bool = False
+    models: dict[str, int] = {}
+
+
+async def _facts(client: httpx.AsyncClient) -> _Facts:
+    try:
+        # A new connection each time: with several processes, the same one would always answer.
+        answer = await client.get("/readyz", headers={"connection": "close"})
+        return msgspec.json.decode(answer.content, type=_Facts)
+    except (httpx.HTTPError, msgspec.DecodeError):
+        return _Facts()
+
+
+def _row(keeper: Keeper) -> Row:
+    note = f"restarted {keeper.restarts}x: {keeper.reason}" if keeper.restarts else ""
+    return Row(keeper.service.name, keeper.state.value, keeper.pid, keeper.service.address(), keeper.since, note)
