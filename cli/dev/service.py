@@ -155,7 +155,7 @@ class Keeper:
         finally:
             kill_group(process)
             self.pid = None
-        if not self.reason or self._was_ready:
+        if not self._stopping.is_set() and (self._was_ready or not self.reason):
             self.reason = f"it ended with {process.returncode}"
 
     async def _becomes_ready(self, process: Process) -> bool:

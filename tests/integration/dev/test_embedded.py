@@ -237,7 +237,7 @@ def test_as_an_ordinary_user_postgres_and_redis_run_as_that_user(place: Path) ->
     os.chown(own, account.uid, account.gid)
     # The interpreter may lie under /root: it starts as root, imports, and only then becomes an ordinary user.
     script = (
-        "import importlib.metadata, os\n"
+        "import encodings.idna, importlib.metadata, os\n"
         "from pathlib import Path\n"
         "from cli.dev.postgres import EmbeddedPostgres\n"
         "from cli.dev.redis import EmbeddedRedis\n"

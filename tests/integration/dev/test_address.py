@@ -1,0 +1,37 @@
+"""Whether a port can be had, asked of the kernel."""
+
+import socket
+
+import pytest
+
+from cli.dev.address import free_port, is_free
+from cli.dev.state import DevError
+
+
+@pytest.mark.parametrize("option", [None, socket.SO_REUSEADDR, socket.SO_REUSEPORT])
+def test_a_listening_port_is_taken_whatever_its_options(option: int | None) -> None:
+    with socket.socket() as listener:
+        if option is not None:
+            listener.setsockopt(socket.SOL_SOCKET, option, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert is_free(port) is False
+        assert free_port(port) != port
+    assert is_free(port) is True
+    assert free_port(port) == port
+
+
+def test_a_port_with_only_ended_connections_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server, _ = listener.accept()
+            server.close()
+            assert client.recv(1) == b""
+    assert is_free(port) is True
+
+
+def test_an_address_of_another_machine_is_named() -> None:
+    with pytest.raises(DevError, match=r"192\.0\.2\.1:8080"):
+        is_free(8080, "192.0.2.1")
