@@ -105,6 +105,18 @@ def require_sound_hold(request: HoldRequest) -> dt.date:
     return job_day(request.job_id)
 
 
+def require_sound_settlement(settlement: Settlement) -> dt.date:
+    """The day of a settlement.
+
+    Raises:
+        MalformedError: the job id is not a UUIDv7.
+    """
+    assert 0 <= settlement.attempt <= ATTEMPT_MAX, "an attempt is one byte"
+    moments = (settlement.started_at, settlement.first_token_at, settlement.ended_at)
+    assert all(moment is None or moment.tzinfo is not None for moment in moments), "records carry aware moments"
+    return job_day(settlement.job_id)
+
+
 def grant(available_nano: int, request: HoldRequest) -> Amount:
     """What a customer with `available_nano` gets: as much of the request as it affords.
 

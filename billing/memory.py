@@ -81,7 +81,7 @@ class InMemoryLedger:
 
     async def settle(self, settlement: Settlement) -> Posted:
         """See `Ledger.settle`."""
-        job_day(settlement.job_id)
+        ledger.require_sound_settlement(settlement)
         digest = ledger.body_digest(settlement)
         attempt = (settlement.job_id, settlement.attempt)
         if attempt in self._usage:

@@ -1,0 +1,317 @@
+-- The books' invariants. Each statement returns the rows that break it: what, expected, actual. None is the goal.
+
+-- name: debits_equal_credits
+SELECT
+    'asset ' || asset AS subject,
+    SUM(debits_posted + debits_pending) AS expected,
+    SUM(credits_posted + credits_pending) AS actual
+FROM accounts
+GROUP BY asset
+HAVING SUM(debits_posted) <> SUM(credits_posted) OR SUM(debits_pending) <> SUM(credits_pending);
+
+-- name: counters_equal_transfers
+-- What the transfers of an account add up to, against its four counters.
+WITH resolved AS (
+    SELECT
+        resolution.phase,
+        resolution.amount,
+        pending.amount AS reserved,
+        pending.debit_account_id,
+        pending.credit_account_id
+    FROM transfers AS pending
+    LEFT JOIN transfers AS resolution
+        ON pending.day = resolution.day AND pending.id = resolution.pending_id
+    WHERE pending.phase = 'pending'
+),
+
+movements AS (
+    SELECT
+        debit_account_id,
+        credit_account_id,
+        amount AS posted,
+        0 AS pending
+    FROM transfers
+    WHERE phase = 'single'
+    UNION ALL
+    SELECT
+        debit_account_id,
+        credit_account_id,
+        CASE WHEN phase = 'post' THEN amount ELSE 0 END AS posted,
+        CASE WHEN phase IS NULL THEN reserved ELSE 0 END AS pending
+    FROM resolved
+),
+
+sides AS (
+    SELECT
+        debit_account_id AS account_id,
+        posted AS debits_posted,
+        0 AS credits_posted,
+        pending AS debits_pending,
+        0 AS credits_pending
+    FROM movements
+    UNION ALL
+    SELECT
+        credit_account_id AS account_id,
+        0 AS debits_posted,
+        posted AS credits_posted,
+        0 AS debits_pending,
+        pending AS credits_pending
+    FROM movements
+),
+
+sums AS (
+    SELECT
+        account_id,
+        SUM(debits_posted) AS debits_posted,
+        SUM(credits_posted) AS credits_posted,
+        SUM(debits_pending) AS debits_pending,
+        SUM(credits_pending) AS credits_pending
+    FROM sides
+    GROUP BY account_id
+),
+
+counters AS (
+    SELECT
+        COALESCE(accounts.id, sums.account_id) AS account_id,
+        COALESCE(accounts.kind, 'no such account') AS kind,
+        UNNEST(ARRAY['debits_posted', 'credits_posted', 'debits_pending', 'credits_pending']) AS counter,
+        UNNEST(ARRAY[
+            COALESCE(sums.debits_posted, 0), COALESCE(sums.credits_posted, 0),
+            COALESCE(sums.debits_pending, 0), COALESCE(sums.credits_pending, 0)
+        ]) AS expected,
+        UNNEST(ARRAY[
+            COALESCE(accounts.debits_posted, 0), COALESCE(accounts.credits_posted, 0),
+            COALESCE(accounts.debits_pending, 0), COALESCE(accounts.credits_pending, 0)
+        ]) AS actual
+    FROM accounts
+    FULL JOIN sums ON accounts.id = sums.account_id
+)
+
+SELECT
+    expected,
+    actual,
+    kind || ' ' || account_id || ' ' || counter AS subject
+FROM counters
+WHERE expected <> actual;
+
+-- name: no_customer_below_zero
+SELECT
+    0 AS expected,
+    'customer ' || owner AS subject,
+    credits_posted - debits_posted - debits_pending AS actual
+FROM accounts
+WHERE kind IN ('customer_available', 'customer_leased') AND credits_posted - debits_posted - debits_pending < 0;
+
+-- name: usage_equals_transfers
+-- By day and party: what the usage rows say was charged, shared and kept, against the legs that moved it.
+WITH claimed AS (
+    SELECT
+        day,
+        asset,
+        'charge' AS code,
+        customer_id AS party,
+        SUM(charge_nano) AS amount
+    FROM usage
+    GROUP BY day, asset, customer_id
+    UNION ALL
+    SELECT
+        day,
+        asset,
+        'share' AS code,
+        worker_id AS party,
+        SUM(share_nano) AS amount
+    FROM usage
+    WHERE worker_id IS NOT NULL
+    GROUP BY day, asset, worker_id
+    UNION ALL
+    SELECT
+        day,
+        asset,
+        'fee' AS code,
+        NULL AS party,
+        SUM(fee_nano) AS amount
+    FROM usage
+    GROUP BY day, asset
+),
+
+moved AS (
+    SELECT
+        legs.day,
+        parties.asset,
+        legs.code,
+        parties.owner AS party,
+        SUM(legs.amount) AS amount
+    FROM transfers AS legs
+    INNER JOIN accounts AS parties
+        ON parties.id = CASE legs.code WHEN 'charge' THEN legs.debit_account_id ELSE legs.credit_account_id END
+    WHERE legs.phase = 'single' AND legs.code IN ('charge', 'share', 'fee')
+    GROUP BY legs.day, parties.asset, legs.code, parties.owner
+),
+
+differences AS (
+    SELECT
+        day,
+        asset,
+        code,
+        party,
+        SUM(claimed_amount) AS expected,
+        SUM(moved_amount) AS actual
+    FROM (
+        SELECT
+            day,
+            asset,
+            code,
+            party,
+            amount AS claimed_amount,
+            0 AS moved_amount
+        FROM claimed
+        UNION ALL
+        SELECT
+            day,
+            asset,
+            code,
+            party,
+            0 AS claimed_amount,
+            amount AS moved_amount
+        FROM moved
+    ) AS both_sides
+    GROUP BY day, asset, code, party
+)
+
+SELECT
+    expected,
+    actual,
+    day || ' ' || code || ' ' || COALESCE(party::text, 'network') || ' ' || asset AS subject
+FROM differences
+WHERE expected <> actual;
+
+-- name: usage_equals_posts
+-- Job by job: what its usage row charged, against the transfer that resolved its hold.
+WITH posts AS (
+    SELECT
+        day,
+        pending_id,
+        amount
+    FROM transfers
+    WHERE phase = 'post'
+)
+
+SELECT
+    'job ' || COALESCE(charged.job_id, posts.pending_id) AS subject,
+    COALESCE(charged.charge_nano, -1) AS expected,
+    COALESCE(posts.amount, -1) AS actual
+FROM (
+    SELECT
+        day,
+        job_id,
+        charge_nano
+    FROM usage
+    WHERE outcome IN ('completed', 'client_gone')
+) AS charged
+FULL JOIN posts
+    ON charged.day = posts.day AND charged.job_id = posts.pending_id
+WHERE charged.charge_nano IS DISTINCT FROM posts.amount;
+
+-- name: open_holds_are_unresolved
+-- The working set, against the pending transfers without a resolution.
+WITH unresolved AS (
+    SELECT
+        pending.id,
+        pending.amount
+    FROM transfers AS pending
+    LEFT JOIN transfers AS resolution
+        ON pending.day = resolution.day AND pending.id = resolution.pending_id
+    WHERE pending.phase = 'pending' AND resolution.id IS NULL
+)
+
+SELECT
+    'hold ' || COALESCE(open_holds.id, unresolved.id) AS subject,
+    COALESCE(unresolved.amount, -1) AS expected,
+    COALESCE(open_holds.amount, -1) AS actual
+FROM open_holds
+FULL JOIN unresolved
+    ON open_holds.id = unresolved.id
+WHERE open_holds.amount IS DISTINCT FROM unresolved.amount;
+
+-- name: resolutions_have_a_hold
+SELECT
+    1 AS expected,
+    0 AS actual,
+    'resolution of ' || resolution.pending_id AS subject
+FROM transfers AS resolution
+LEFT JOIN transfers AS pending
+    ON resolution.day = pending.day AND resolution.pending_id = pending.id AND pending.phase = 'pending'
+WHERE resolution.pending_id IS NOT NULL AND (pending.id IS NULL OR resolution.amount > pending.amount);
+
+-- name: charges_are_distributed
+-- Charges, against shares, fees and what waits in the rounding account.
+SELECT
+    'asset ' || accounts.asset AS subject,
+    COALESCE(SUM(legs.amount) FILTER (WHERE legs.code = 'charge'), 0) AS expected,
+    COALESCE(SUM(legs.amount) FILTER (WHERE legs.code IN ('share', 'fee')), 0)
+    + MAX(accounts.credits_posted - accounts.debits_posted) AS actual
+FROM accounts
+LEFT JOIN transfers AS legs
+    ON accounts.id IN (legs.debit_account_id, legs.credit_account_id) AND legs.phase = 'single'
+WHERE accounts.kind = 'rounding'
+GROUP BY accounts.asset
+HAVING
+    COALESCE(SUM(legs.amount) FILTER (WHERE legs.code = 'charge'), 0)
+    <> COALESCE(SUM(legs.amount) FILTER (WHERE legs.code IN ('share', 'fee')), 0)
+    + MAX(accounts.credits_posted - accounts.debits_posted);
+
+-- name: numerators_equal_usage
+-- Cumulative numerators, against the usage rows that they come from.
+WITH sums AS (
+    SELECT
+        'customer_leased' AS kind,
+        customer_id AS owner,
+        asset,
+        SUM(numerator) AS numerator
+    FROM usage
+    GROUP BY customer_id, asset
+    UNION ALL
+    SELECT
+        'worker_payable' AS kind,
+        worker_id AS owner,
+        asset,
+        SUM(numerator * share_bps) AS numerator
+    FROM usage
+    WHERE worker_id IS NOT NULL
+    GROUP BY worker_id, asset
+    UNION ALL
+    SELECT
+        'network_revenue' AS kind,
+        NULL AS owner,
+        asset,
+        SUM(numerator * CASE WHEN worker_id IS NULL THEN 10000 ELSE 10000 - share_bps END) AS numerator
+    FROM usage
+    GROUP BY asset
+)
+
+SELECT
+    accounts.numerator AS actual,
+    accounts.kind || ' ' || accounts.id AS subject,
+    COALESCE(sums.numerator, 0) AS expected
+FROM accounts
+LEFT JOIN sums
+    ON
+        accounts.kind = sums.kind AND accounts.asset = sums.asset
+        AND accounts.owner IS NOT DISTINCT FROM sums.owner
+WHERE accounts.numerator <> COALESCE(sums.numerator, 0);
+
+-- name: nobody_is_off_by_a_nano
+-- Posted charges, shares and fees are the cumulative numerators rounded once: customers up, the others down.
+SELECT
+    kind || ' ' || id AS subject,
+    CASE kind
+        WHEN 'customer_leased' THEN DIV(numerator + 999999, 1000000)
+        ELSE DIV(numerator, 10000000000)
+    END AS expected,
+    CASE kind WHEN 'customer_leased' THEN debits_posted ELSE credits_posted END AS actual
+FROM accounts
+WHERE
+    (kind = 'customer_leased' AND debits_posted <> DIV(numerator + 999999, 1000000))
+    OR (
+        kind IN ('worker_payable', 'network_revenue') AND credits_posted <> DIV(numerator, 10000000000)
+    );

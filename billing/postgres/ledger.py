@@ -1,0 +1,264 @@
+"""The ledger in Postgres.
+
+Holds and ends (settlements, releases) of one process travel in two lanes, each one transaction at a time; deposits
+and sweeps have transactions of their own. Whatever is sent can be sent again: after a lost connection, a COMMIT in
+doubt included, the identical batch is resent and its ids make the second time a replay.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from billing import ledger
+from billing.lane import Lane
+from billing.ledger import AccountKind, Code, Phase, Release
+from billing.ports import (
+    Balance,
+    BillingError,
+    Hold,
+    HoldRequest,
+    LedgerUnavailableError,
+    Posted,
+    RecordRefusedError,
+    Settlement,
+    TransferConflictError,
+    UnknownCustomerError,
+)
+from billing.postgres.ends import End, expire_holds, post_ends
+from billing.postgres.entries import SQL, Entries, Transfer
+from billing.postgres.holds import post_holds
+from billing.postgres.pool import Connection, DuplicateRecordError, Pool, acquired, transaction
+from cocoon.ids import job_day
+from cocoon.money import Amount, Asset
+
+BATCH_MAX = 256
+"""Members of one transaction: ~5 ms of this process' time, so that the event loop is never held long."""
+QUEUE_MAX = 20_000
+HOLD_RESEND_S_MAX = 1.0
+"""A request that waits for its hold gets a clear 503 rather than a long silence."""
+END_RESEND_S_MAX = 5.0
+RESEND_DELAY_S_FIRST = 0.02
+RESEND_DELAY_S_MAX = 0.5
+DRAIN_S_MAX = 15.0
+EXPIRE_BATCH_MAX = 1000
+KNOWN_WORKERS_MAX = 100_000
+
+Member = TypeVar("Member")
+Answer = TypeVar("Answer")
+
+log = structlog.get_logger()
+
+
+@contextlib.asynccontextmanager
+async def open_ledger(pool: Pool) -> AsyncGenerator["PostgresLedger"]:
+    """A ledger whose lanes run as long as the context; leaving it drains them for up to `DRAIN_S_MAX`."""
+    opened = PostgresLedger(pool)
+    async with asyncio.TaskGroup() as group:
+        tasks = opened.start(group)
+        try:
+            yield opened
+        finally:
+            opened.close()
+            _, late = await asyncio.wait(tasks, timeout=DRAIN_S_MAX)
+            for task in late:
+                log.error("ledger_lane_cut", task=task.get_name())
+                task.cancel()
+
+
+class PostgresLedger:
+    """A `Ledger` on a pool. Make it with `open_ledger`.
+
+    A hold whose caller is cancelled is released again. An end is posted even when its caller is gone, because the
+    work it pays for was done.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._known_workers: set[tuple[uuid.UUID, Asset]] = set()
+        self._holds: Lane[HoldRequest, Hold] = Lane(
+            "hold", self._run_holds, batch_max=BATCH_MAX, queue_max=QUEUE_MAX, vanished=self._release
+        )
+        self._ends: Lane[End, Posted | None] = Lane("end", self._run_ends, batch_max=BATCH_MAX, queue_max=QUEUE_MAX)
+
+    def start(self, group: asyncio.TaskGroup) -> "list[asyncio.Task[None]]":
+        """Run the lanes as tasks of `group`."""
+        holds = group.create_task(self._serve_holds(), name="hold lane")
+        return [holds, group.create_task(self._ends.serve(), name="end lane")]
+
+    def close(self) -> None:
+        """Take no more holds, finish what waits, then take no more ends."""
+        self._holds.close()
+
+    async def hold(self, request: HoldRequest) -> Hold:
+        """See `Ledger.hold`."""
+        ledger.require_sound_hold(request)
+        return await self._holds.ask(request)
+
+    async def settle(self, settlement: Settlement) -> Posted:
+        """See `Ledger.settle`."""
+        ledger.require_sound_settlement(settlement)
+        posted = await self._ends.ask(settlement)
+        assert posted is not None, "a settlement is answered with what it posted"
+        return posted
+
+    async def void(self, job_id: uuid.UUID, customer_id: uuid.UUID) -> None:
+        """See `Ledger.void`."""
+        job_day(job_id)
+        await self._ends.ask(Release(job_id=job_id, customer_id=customer_id))
+
+    async def expire_due(self, limit: int) -> int:
+        """See `Ledger.expire_due`; at most `EXPIRE_BATCH_MAX` at a time."""
+
+        async def transact(connection: Connection) -> int:
+            return await expire_holds(connection, min(limit, EXPIRE_BATCH_MAX))
+
+        return await self._resent(transact, END_RESEND_S_MAX)
+
+    async def deposit(self, transfer_id: uuid.UUID, customer_id: uuid.UUID, amount: Amount) -> None:
+        """See `Ledger.deposit`."""
+        assert amount.nano > 0, "a deposit adds something"
+        job_day(transfer_id)
+
+        async def transact(connection: Connection) -> None:
+            await _post_deposit(connection, transfer_id, customer_id, amount)
+
+        await self._resent(transact, END_RESEND_S_MAX)
+
+    async def balance(self, customer_id: uuid.UUID) -> Balance:
+        """See `Ledger.balance`."""
+        async with acquired(self._pool) as connection:
+            row = await connection.fetchrow(SQL["read_balance"], customer_id, Asset.TON.value)
+        if row is None:
+            raise UnknownCustomerError
+        return Balance(
+            available=Amount(int(row["available"])), held=Amount(int(row["held"])), spent=Amount(int(row["spent"]))
+        )
+
+    async def _serve_holds(self) -> None:
+        try:
+            await self._holds.serve()
+        finally:
+            # Last, because a vanished hold is released through the other lane.
+            self._ends.close()
+
+    def _release(self, request: HoldRequest) -> None:
+        if not self._ends.leave(Release(job_id=request.job_id, customer_id=request.customer_id)):
+            log.warning("vanished_hold_left_to_expire", job_id=str(request.job_id))
+
+    async def _run_holds(self, requests: Sequence[HoldRequest]) -> list[Hold | BillingError]:
+        return await self._isolated(requests, post_holds, HOLD_RESEND_S_MAX)
+
+    async def _run_ends(self, ends: Sequence[End]) -> list[Posted | BillingError | None]:
+        try:
+            await self._open_payables(ends)
+        except LedgerUnavailableError as error:
+            return [LedgerUnavailableError(str(error)) for _ in ends]
+        return await self._isolated(ends, post_ends, END_RESEND_S_MAX)
+
+    async def _isolated(
+        self,
+        members: Sequence[Member],
+        post: Callable[[Connection, Sequence[Member]], Awaitable[list[Answer | BillingError]]],
+        resend_s_max: float,
+    ) -> list[Answer | BillingError]:
+        """Post a batch; when the store refuses it, halve it until the one bad member stands alone."""
+        try:
+            return await self._resent(lambda connection: post(connection, members), resend_s_max)
+        except LedgerUnavailableError as error:
+            return [LedgerUnavailableError(str(error)) for _ in members]
+        except RecordRefusedError as error:
+            if len(members) == 1:
+                return [error]
+        half = len(members) // 2
+        first = await self._isolated(members[:half], post, resend_s_max)
+        return first + await self._isolated(members[half:], post, resend_s_max)
+
+    async def _resent(self, transact: Callable[[Connection], Awaitable[Answer]], seconds_max: float) -> Answer:
+        """Run one transaction, again and again while the store is away or somebody else writes the same ids."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds_max
+        delay_s = RESEND_DELAY_S_FIRST
+        while True:
+            try:
+                async with transaction(self._pool) as connection:
+                    return await transact(connection)
+            except (LedgerUnavailableError, DuplicateRecordError) as error:
+                if loop.time() + delay_s > deadline:
+                    raise
+                log.info("ledger_batch_resent", error=error.code)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RESEND_DELAY_S_MAX)
+
+    async def _open_payables(self, ends: Sequence[End]) -> None:
+        """Accounts of workers that are paid for the first time: before the batch, which only locks what exists."""
+        new = {
+            (end.worker_id, end.price.asset)
+            for end in ends
+            if isinstance(end, Settlement) and end.worker_id is not None
+        } - self._known_workers
+        if not new:
+            return
+
+        async def transact(connection: Connection) -> None:
+            await _open_accounts(connection, [(AccountKind.WORKER_PAYABLE, owner, asset) for owner, asset in new])
+
+        await self._resent(transact, END_RESEND_S_MAX)
+        if len(self._known_workers) + len(new) > KNOWN_WORKERS_MAX:
+            self._known_workers.clear()
+        self._known_workers |= new
+
+
+async def _open_accounts(connection: Connection, wanted: Sequence[tuple[AccountKind, uuid.UUID, Asset]]) -> None:
+    await connection.execute(
+        SQL["open_accounts"],
+        [kind.value for kind, _, _ in wanted],
+        [owner for _, owner, _ in wanted],
+        [asset.value for _, _, asset in wanted],
+    )
+
+
+async def open_customer_accounts(connection: Connection, customer_id: uuid.UUID, asset: Asset = Asset.TON) -> None:
+    """A customer's accounts, empty, where they are missing."""
+    await _open_accounts(
+        connection,
+        [
+            (AccountKind.CUSTOMER_AVAILABLE, customer_id, asset),
+            (AccountKind.CUSTOMER_LEASED, customer_id, asset),
+        ],
+    )
+
+
+async def _post_deposit(connection: Connection, transfer_id: uuid.UUID, customer_id: uuid.UUID, amount: Amount) -> None:
+    digest = ledger.deposit_digest(customer_id, amount)
+    day = job_day(transfer_id)
+    for row in await connection.fetch(SQL["read_transfers"], day, day, [transfer_id]):
+        if row["body_digest"] != digest:
+            raise TransferConflictError
+        return
+    await open_customer_accounts(connection, customer_id, amount.asset)
+    rows = await connection.fetch(
+        SQL["lock_accounts"],
+        [],
+        [customer_id],
+        [AccountKind.CUSTOMER_AVAILABLE.value],
+        [AccountKind.SUSPENSE.value],
+    )
+    ids = {row["kind"]: row["id"] for row in rows if row["asset"] == amount.asset.value}
+    entries = Entries()
+    entries.add(
+        Transfer(
+            day=day,
+            id=transfer_id,
+            phase=Phase.SINGLE,
+            code=Code.DEPOSIT,
+            debit=ids[AccountKind.SUSPENSE.value],
+            credit=ids[AccountKind.CUSTOMER_AVAILABLE.value],
+            amount=amount.nano,
+            body_digest=digest,
+        )
+    )
+    await entries.write(connection)
