@@ -34,8 +34,8 @@ GATEWAY_READY_SECONDS = 60.0
 WORKER_READY_SECONDS = 120.0
 ROUTABLE_POLL_SECONDS = 0.2
 PROBE_SECONDS = 2.0
-DRAIN_MARGIN_S = 15.0
-"""Beyond the drain: flushing, closing, and granian's own kill timeout (10 s)."""
+DRAIN_MARGIN_S = 20.0
+"""Beyond the drain: settling, closing, and granian's own kill timeout (15 s)."""
 
 
 class Network:

@@ -148,24 +148,24 @@ class Keeper:
                 self._enter(State.READY)
                 self._settled.set()
                 await _first_of(process.wait(), self._stopping.wait())
-            if process.returncode is None:
+            late = process.returncode is None
+            if late:
                 if self._stopping.is_set():
                     self._enter(State.STOPPING)
                 await end(process, launch.stop, self._hurry)
         finally:
             kill_group(process)
             self.pid = None
-        if not self._stopping.is_set() and (self._was_ready or not self.reason):
-            self.reason = f"it ended with {process.returncode}"
+        if not self._stopping.is_set():
+            ready_s = self.service.ready_s
+            self.reason = f"it was not ready after {ready_s:g} s" if late else f"it ended with {process.returncode}"
 
     async def _becomes_ready(self, process: Process) -> bool:
-        self.reason = ""
         deadline = self._clock.monotonic() + self.service.ready_s
         while process.returncode is None and not self._stopping.is_set():
             if await self.service.is_ready(process.pid):
                 return True
             if self._clock.monotonic() > deadline:
-                self.reason = f"it was not ready after {self.service.ready_s:g} s"
                 return False
             await _first_of(process.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
         return False
