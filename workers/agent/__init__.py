@@ -1,1 +1,4 @@
-"""The program beside the engine. Part of a measured image: it imports `cocoon` (later `attestation`), nothing else of ours."""
+"""The program beside the engine.
+
+Part of a measured image, so it stays small: of this repository it imports `cocoon` only.
+"""

@@ -1,0 +1,57 @@
+"""`cocoon worker`: serve a model beside its engine. Every flag has an environment variable; the flag wins."""
+
+import asyncio
+import importlib
+import importlib.util
+from collections.abc import Callable
+
+import click
+
+from cocoon.clock import SystemClock, system_random
+from cocoon.logs import configure_logging
+from workers.agent.main import serve
+from workers.agent.settings import load_settings
+
+_OPTIONS = {
+    "gateway-url": ("COCOON_GATEWAY_URL", "Where to enrol."),
+    "gateway-ca": ("COCOON_GATEWAY_CA", "Certificates (PEM) of a private authority that vouches for the gateway."),
+    "name": ("COCOON_WORKER_NAME", "Name of this worker for people; default worker."),
+    "listen": ("COCOON_WORKER_LISTEN", "host:port to serve on; port 0 takes a free one."),
+    "public-url": ("COCOON_WORKER_PUBLIC_URL", "How gateways reach this worker; default https://LISTEN."),
+    "capacity": ("COCOON_WORKER_CAPACITY", "Requests in flight; default 4."),
+    "engine": ("COCOON_ENGINE", "xllamacpp, sglang, sglang+URL of a running SGLang, or URL of an OpenAI API."),
+    "model-path": ("COCOON_ENGINE_MODEL_PATH", "Model file (xllamacpp) or folder (sglang)."),
+    "served-model": ("COCOON_SERVED_MODEL", "Name under which the model is offered."),
+    "threads": ("COCOON_ENGINE_THREADS", "CPU threads of the embedded engine; default 2."),
+    "engine-args": ("COCOON_ENGINE_ARGS", "More arguments for a launched SGLang, quoted as in a shell."),
+    "context-tokens": ("COCOON_CONTEXT_TOKENS", "Context of one request; default 4096."),
+    "drain-s": ("COCOON_DRAIN_S", "Seconds that running jobs get after SIGTERM; default 30."),
+    "global-id": ("COCOON_GLOBAL_ID", "Refuse a gateway of another TON network than this."),
+}
+
+
+def _run(**given: str | None) -> None:
+    """Serve until SIGTERM. Keys come from the environment only: COCOON_WORKER_KEY, COCOON_ENGINE_API_KEY."""
+    names = {option.replace("-", "_"): variable for option, (variable, _) in _OPTIONS.items()}
+    settings = load_settings({names[name]: value for name, value in given.items() if value is not None})
+    configure_logging(f"worker:{settings.name}")
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(serve(settings, SystemClock(), system_random()))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The faster loop where it is installed."""
+    if importlib.util.find_spec("uvloop") is None:
+        return None
+    return importlib.import_module("uvloop").new_event_loop
+
+
+command = click.Command(
+    "worker",
+    callback=_run,
+    params=[
+        click.Option([f"--{option}"], help=f"{text} [{variable}]") for option, (variable, text) in _OPTIONS.items()
+    ],
+    help=_run.__doc__,
+    short_help="Serve a model beside its engine.",
+)

@@ -1,0 +1,235 @@
+"""The agent's HTTP surface: the job endpoint of the gateway-agent hop, and a health check."""
+
+import random
+import re
+from collections.abc import Mapping
+
+import msgspec
+import structlog
+
+from cocoon import hop, telemetry
+from cocoon.canonical import base64url, from_base64url
+from cocoon.clock import Clock
+from cocoon.errors import MalformedError
+from cocoon.openai import MAX_CHOICES, ChatRequest, decode_chat
+from cocoon.ticket import Ticket
+from cocoon.tracing import Attribute, SpanRecord, Tracer
+from workers.agent import refusals
+from workers.agent.admission import Admission
+from workers.agent.asgi import GatewayGoneError, Receive, Scope, Send, header, read_body, send_json, send_refusal
+from workers.agent.engines.ports import Engine
+from workers.agent.exchange import Ending, Exchange, Job
+from workers.agent.keys import Identity
+from workers.agent.receipts import ReceiptShelf
+from workers.agent.refusals import RefusedError
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+HEALTH_PATH = "/healthz"
+SALT_BYTES_MIN = 16
+SALT_BYTES_MAX = 64
+_OWN_SALT_BYTES = 32
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class AgentApp:
+    """Raw ASGI: nothing stands between the socket and the job."""
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        engine: Engine,
+        clock: Clock,
+        rng: random.Random,
+        shelf: ReceiptShelf,
+        tracer: Tracer,
+        served_model: str,
+        tee_type: str,
+        job_s_max: float,
+    ) -> None:
+        self._admission = admission
+        self._engine = engine
+        self._clock = clock
+        self._rng = rng
+        self._shelf = shelf
+        self._tracer = tracer
+        self._served_model = served_model
+        self._tee_type = tee_type
+        self._job_s_max = job_s_max
+        self._exchanges: set[Exchange] = set()
+
+    def stop_jobs(self) -> None:
+        """End every running job as broken; they finish on their own."""
+        for exchange in self._exchanges:
+            exchange.stop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return
+        match scope["path"], scope["method"]:
+            case hop.JOB_PATH, "POST":
+                await self._job(scope, receive, send)
+            case "/healthz", "GET":
+                await self._health(send)
+            case ((hop.JOB_PATH | "/healthz"), _):
+                await send_refusal(send, refusals.WRONG_METHOD, body_read=False)
+            case _:
+                await send_refusal(send, refusals.NOT_FOUND, body_read=False)
+
+    async def _health(self, send: Send) -> None:
+        state = "draining" if self._admission.draining else "ok" if self._engine.ready else "starting"
+        body = {"status": state, "running": self._admission.running, "capacity": self._admission.capacity}
+        await send_json(send, 200 if state == "ok" else 503, msgspec.json.encode(body), [])
+
+    async def _job(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body: bytes | None = None
+        started = _StartWatcher(send)
+        try:
+            ticket, ticket_bytes, identity = self._admission.authenticate(header(scope, hop.TICKET_HEADER))
+            self._admission.check_room()
+            if not self._engine.ready:
+                raise RefusedError(refusals.ENGINE_UNAVAILABLE)
+            body = await read_body(scope, receive)
+            self._admission.check_body(ticket, body)
+            job = self._read_job(scope, ticket, ticket_bytes, identity, body)
+            with self._admission.slot(ticket, identity):
+                await self._exchange(job, receive, started.send)
+        except RefusedError as error:
+            await send_refusal(send, error.refusal, body_read=body is not None)
+        except GatewayGoneError:
+            return
+        except Exception as error:  # noqa: BLE001  the request's top frame: one broken job must not look like another
+            # Only the type: a message could quote the prompt.
+            _log.error("job_crashed", error=type(error).__name__)
+            if not started.started:
+                await send_refusal(send, refusals.CRASHED, body_read=False)
+
+    def _read_job(self, scope: Scope, ticket: Ticket, ticket_bytes: bytes, identity: Identity, body: bytes) -> Job:
+        """What the body and the headers say.
+
+        Raises:
+            RefusedError: not a chat request, for another model, or more choices than the ticket has tokens.
+        """
+        try:
+            request = decode_chat(body)
+        except MalformedError as error:
+            raise RefusedError(refusals.BAD_BODY) from error
+        if request.model != self._served_model:
+            raise RefusedError(refusals.unknown_model(self._served_model))
+        if not 1 <= request.choices <= MAX_CHOICES:
+            raise RefusedError(refusals.BAD_CHOICES)
+        salt, salt_header = self._salt(header(scope, hop.SALT_HEADER))
+        incoming = header(scope, "traceparent")
+        trace = self._tracer.begin(incoming)
+        passed_on = incoming if incoming is not None and _TRACEPARENT.fullmatch(incoming) else None
+        return Job(
+            ticket=ticket,
+            ticket_bytes=ticket_bytes,
+            identity=identity,
+            body=body,
+            request=request,
+            completion_max=_completion_max(ticket, request),
+            salt=salt,
+            salt_header=salt_header,
+            trace=trace,
+            traceparent=trace.child_header if self._tracer.enabled else passed_on,
+        )
+
+    def _salt(self, given: str | None) -> tuple[bytes, str | None]:
+        """The salt of the commitments, and the header that returns it when it is ours."""
+        if given is None:
+            own = self._rng.randbytes(_OWN_SALT_BYTES)
+            return own, base64url(own)
+        try:
+            salt = from_base64url(given)
+        except MalformedError as error:
+            raise RefusedError(refusals.BAD_SALT) from error
+        if not SALT_BYTES_MIN <= len(salt) <= SALT_BYTES_MAX:
+            raise RefusedError(refusals.BAD_SALT)
+        return salt, None
+
+    async def _exchange(self, job: Job, receive: Receive, send: Send) -> None:
+        exchange = Exchange(
+            job,
+            engine=self._engine,
+            clock=self._clock,
+            shelf=self._shelf,
+            tee_type=self._tee_type,
+            seconds_max=self._job_s_max,
+        )
+        self._exchanges.add(exchange)
+        try:
+            ending = await exchange.run(receive, send)
+        finally:
+            self._exchanges.discard(exchange)
+        _log.info(
+            "job_ended",
+            job_id=str(job.ticket.job_id),
+            attempt=job.ticket.attempt,
+            outcome=ending.outcome,
+            prompt=ending.usage.prompt,
+            cached=ending.usage.cached,
+            completion=ending.usage.completion,
+            seconds=round((ending.ended - ending.began).total_seconds(), 3),
+        )
+        if self._tracer.enabled:
+            self._tracer.export(job.trace, _spans(job, ending))
+
+
+class _StartWatcher:
+    """Notes whether an answer has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def send(self, message: dict[str, object]) -> None:
+        self.started = True
+        await self._send(message)
+
+
+def _completion_max(ticket: Ticket, request: ChatRequest) -> int:
+    """Tokens per choice: what the client asks for, within an equal share of the ticket.
+
+    Raises:
+        RefusedError: the share is nothing.
+    """
+    share = ticket.max_completion // request.choices
+    asked = request.asked_completion
+    allowed = share if asked is None else min(share, asked)
+    if allowed < 1:
+        raise RefusedError(refusals.NO_ALLOWANCE)
+    return allowed
+
+
+def _spans(job: Job, ending: Ending) -> list[SpanRecord]:
+    attributes: Mapping[str, Attribute] = {
+        telemetry.OPERATION: "chat",
+        telemetry.REQUEST_MODEL: job.request.model,
+        telemetry.REQUEST_MAX_TOKENS: job.completion_max,
+        telemetry.RESPONSE_FINISH_REASONS: (ending.finish_reason,),
+        telemetry.USAGE_INPUT_TOKENS: ending.usage.prompt,
+        telemetry.USAGE_OUTPUT_TOKENS: ending.usage.completion,
+        telemetry.CACHED_TOKENS: ending.usage.cached,
+        telemetry.STREAM: job.request.streams,
+        telemetry.JOB_ID: str(job.ticket.job_id),
+        telemetry.ATTEMPT: job.ticket.attempt,
+        telemetry.OUTCOME: ending.outcome,
+    }
+    if ending.first_token is not None:
+        waited_ms = (ending.first_token - ending.began).total_seconds() * 1000
+        attributes = {**attributes, telemetry.TIME_TO_FIRST_TOKEN_MS: waited_ms}
+    error = None if ending.outcome in ("complete", "abandoned") else ending.outcome
+    start_ns, end_ns = (int(moment.timestamp() * 1_000_000) * 1000 for moment in (ending.began, ending.ended))
+    trace = job.trace
+    root = SpanRecord(
+        name=telemetry.SPAN_AGENT_JOB, span_id=trace.root_id, parent_id=trace.parent_id, kind="server",
+        start_ns=start_ns, end_ns=end_ns, attributes=attributes, error=error,
+    )  # fmt: skip
+    engine = SpanRecord(
+        name=telemetry.SPAN_ENGINE, span_id=trace.hop_id, parent_id=trace.root_id, kind="client",
+        start_ns=start_ns, end_ns=end_ns, error=error,
+    )  # fmt: skip
+    return [root, engine]

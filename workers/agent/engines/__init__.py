@@ -1,0 +1,1 @@
+"""Engines behind one port: launched or attached, always streaming, always abortable."""

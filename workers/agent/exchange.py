@@ -1,0 +1,308 @@
+"""One job, from the engine's request to the signed trailer, however it ends.
+
+Ends: complete (trailer), refused by the engine before it began (HTTP error), broken (trailer with `failure` and no
+usage: nothing is charged), or abandoned by the gateway (the engine is stopped; a receipt for what was generated is
+kept).
+"""
+
+import asyncio
+import datetime as dt
+
+import msgspec
+import structlog
+
+from cocoon import hop
+from cocoon.clock import Clock, unix_ms
+from cocoon.errors import CocoonError, MalformedError
+from cocoon.openai import ChatRequest
+from cocoon.receipt import Commitment, ReceiptBody
+from cocoon.sse import EventSplitter, data_of
+from cocoon.ticket import Ticket
+from cocoon.tracing import Trace
+from cocoon.usage import TokenUsage
+from workers.agent import refusals
+from workers.agent.asgi import Receive, Send, send_refusal
+from workers.agent.chunks import BrokenStreamError, Curtain, Meter, read_chunk
+from workers.agent.engines.ports import (
+    Engine,
+    EngineCall,
+    EngineError,
+    EngineRefusedError,
+    EngineUnavailableError,
+    Generation,
+)
+from workers.agent.keys import Identity
+from workers.agent.receipts import ReceiptShelf, SignedReceipt
+from workers.agent.refusals import Refusal
+from workers.agent.sinks import Sink, StreamSink, UnarySink
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+PROGRESS_EVERY_S = 0.1
+"""Counts without data are sent at most this often."""
+RECEIPT_VERSION = 1
+SEAL_PLAIN = "plain"
+ABANDONED = "abort"
+DRAINED = "worker_draining"
+TIMED_OUT = "job_timeout"
+_DONE = b"[DONE]"
+_INTERRUPTIONS = {DRAINED: refusals.DRAINING, TIMED_OUT: refusals.TIMED_OUT}
+
+
+class Job(msgspec.Struct, frozen=True):
+    """An admitted job. `salt` opens its commitments; `salt_is_ours` when the client brought none."""
+
+    ticket: Ticket
+    ticket_bytes: bytes
+    identity: Identity
+    body: bytes
+    request: ChatRequest
+    completion_max: int
+    salt: bytes
+    salt_header: str | None
+    trace: Trace
+    traceparent: str | None
+
+    @property
+    def rid(self) -> str:
+        """The job's name in the engine, and so in many engines the answer's id."""
+        return f"chatcmpl-{self.ticket.job_id.hex}-{self.ticket.attempt}"
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How a job ended, for logs and traces. `outcome` is `complete`, `refused`, `abandoned` or a failure's code."""
+
+    outcome: str
+    usage: TokenUsage
+    finish_reason: str
+    began: dt.datetime
+    first_token: dt.datetime | None
+    ended: dt.datetime
+
+
+class _InterruptedError(Exception):
+    """The job must stop now; `reason` is a failure's code or `ABANDONED`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Exchange:
+    """Runs one job against one engine."""
+
+    def __init__(
+        self, job: Job, *, engine: Engine, clock: Clock, shelf: ReceiptShelf, tee_type: str, seconds_max: float
+    ) -> None:
+        self._job = job
+        self._engine = engine
+        self._clock = clock
+        self._shelf = shelf
+        self._tee_type = tee_type
+        self._seconds_max = seconds_max
+        self._call = EngineCall(
+            body=job.body,
+            request=job.request,
+            completion_max=job.completion_max,
+            rid=job.rid,
+            traceparent=job.traceparent,
+        )
+        self._commitment = Commitment(job.salt)
+        self._commitment.request(job.body)
+        self._meter = Meter(engine.dialect, prompt_max=job.ticket.max_prompt, completion_max=job.ticket.max_completion)
+        self._sink = _sink(self._call, engine, self._commitment)
+        self._began = clock.now()
+        self._first_token: dt.datetime | None = None
+        self._told = TokenUsage()
+        self._told_at = clock.monotonic()
+        self._head_sent = False
+        # What a job that does not complete is told, before its head and after.
+        self._refusal: Refusal = refusals.ENGINE_FAILED
+        self._failure: str = refusals.ENGINE_FAILED.code
+        self._complete = False
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """End the job as broken: the agent is shutting down."""
+        self._stop.set()
+
+    async def run(self, receive: Receive, send: Send) -> Ending:
+        """The whole exchange; returns once the engine has been told to stop and the answer is sent."""
+        reasons: set[str] = set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                watchers = [group.create_task(_until_gone(receive)), group.create_task(self._until_stopped())]
+                await self._converse(send)
+                for watcher in watchers:
+                    watcher.cancel()
+        except* _InterruptedError as interruption:
+            reasons = {error.reason for error in interruption.exceptions if isinstance(error, _InterruptedError)}
+        # An interruption in the very moment of completion finds the trailer already written.
+        if self._complete:
+            return self._ending("complete")
+        if ABANDONED in reasons:
+            return self._abandoned()
+        if reasons:
+            self._failure, self._refusal = min(reasons), _INTERRUPTIONS[min(reasons)]
+        await self._close_broken(send)
+        return self._ending(self._failure if self._head_sent else "refused")
+
+    async def _converse(self, send: Send) -> None:
+        try:
+            generation = await self._engine.generate(self._call)
+        except EngineError as error:
+            self._break(error)
+            return
+        try:
+            await self._relay(generation, send)
+        except (EngineError, MalformedError) as error:
+            self._break(error)
+        finally:
+            await generation.abort()
+
+    def _break(self, error: CocoonError) -> None:
+        """Before the head the engine's failure can still become an HTTP error."""
+        _log.warning("engine_broke_job", job_id=str(self._job.ticket.job_id), reason=type(error).__name__)
+        if isinstance(error, EngineRefusedError):
+            self._refusal = refusals.engine_refusal(error.status, error.body, error.retry_after)
+        elif isinstance(error, EngineUnavailableError):
+            self._refusal = refusals.ENGINE_UNAVAILABLE
+
+    async def _relay(self, generation: Generation, send: Send) -> None:
+        splitter = EventSplitter()
+        done = False
+        while not done:
+            received = await generation.read()
+            if not received:
+                raise BrokenStreamError("the engine ended its stream without its end mark")
+            for event in splitter.feed(received):
+                payload = data_of(event)
+                if payload is None:
+                    continue
+                if payload.strip() == _DONE:
+                    done = True
+                    break
+                chunk = read_chunk(payload)
+                self._meter.add(chunk)
+                self._sink.add(chunk, payload, event)
+            if done:
+                await self._finish(send)
+            else:
+                await self._flush(send)
+
+    async def _flush(self, send: Send) -> None:
+        """What is ready, whole events and the counts in one write."""
+        data = self._sink.take()
+        usage = self._meter.usage
+        frames = hop.data_frame(data) if data else b""
+        now = self._clock.monotonic()
+        if usage != self._told and (data or now - self._told_at >= PROGRESS_EVERY_S or usage.completion == 0):
+            frames += hop.progress_frame(usage)
+            self._told, self._told_at = usage, now
+        if self._first_token is None and usage.completion > 0:
+            self._first_token = self._clock.now()
+        await self._open(send)
+        if frames:
+            await send({"type": "http.response.body", "body": frames, "more_body": True})
+
+    async def _finish(self, send: Send) -> None:
+        usage = self._meter.usage
+        last = hop.data_frame(self._sink.finish(usage))
+        signed = self._sign(usage, self._meter.finish_reason)
+        trailer = _trailer(signed, usage, self._meter.finish_reason)
+        await self._open(send)
+        # From here on the answer counts as given: its receipt is signed and its last bytes are on their way.
+        self._complete = True
+        frames = last + hop.trailer_frame(trailer)
+        await send({"type": "http.response.body", "body": frames, "more_body": False})
+
+    async def _open(self, send: Send) -> None:
+        if self._head_sent:
+            return
+        headers = [
+            (b"content-type", hop.CONTENT_TYPE.encode()),
+            (hop.ANSWER_TYPE_HEADER.encode(), self._sink.content_type.encode()),
+        ]
+        if self._job.salt_header is not None:
+            headers.append((hop.SALT_HEADER.encode(), self._job.salt_header.encode()))
+        self._head_sent = True
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _close_broken(self, send: Send) -> None:
+        """Tell the gateway that nothing more comes and that nothing is charged."""
+        if not self._head_sent:
+            await send_refusal(send, self._refusal, body_read=True)
+            return
+        nothing = TokenUsage()
+        trailer = _trailer(self._sign(nothing, self._failure), nothing, self._failure, failure=self._failure)
+        await send({"type": "http.response.body", "body": hop.trailer_frame(trailer), "more_body": False})
+
+    def _abandoned(self) -> Ending:
+        """Nobody listens; what was generated is still owed, and the receipt proves how much it was."""
+        usage = self._meter.usage
+        if usage.total:
+            self._sign(usage, ABANDONED)
+        return self._ending("abandoned", finish_reason=ABANDONED)
+
+    def _sign(self, usage: TokenUsage, finish_reason: str) -> SignedReceipt:
+        job = self._job
+        body = ReceiptBody(
+            v=RECEIPT_VERSION,
+            receipt_id=str(job.ticket.job_id),
+            attempt=job.ticket.attempt,
+            keyset_digest=job.identity.digest,
+            model_manifest_sha256=job.identity.keyset.model_manifest_sha256,
+            tee_type=self._tee_type,
+            seal=SEAL_PLAIN,
+            c_req=self._commitment.c_req,
+            c_resp=self._commitment.c_resp,
+            finish_reason=finish_reason,
+            started_ms=unix_ms(self._began),
+            ended_ms=unix_ms(self._clock.now()),
+        )
+        signed = job.identity.signer.sign(job.ticket, job.ticket_bytes, body, usage)
+        self._shelf.keep(signed)
+        return signed
+
+    def _ending(self, outcome: str, *, finish_reason: str | None = None) -> Ending:
+        return Ending(
+            outcome=outcome,
+            usage=self._meter.usage,
+            finish_reason=finish_reason or self._meter.finish_reason,
+            began=self._began,
+            first_token=self._first_token,
+            ended=self._clock.now(),
+        )
+
+    async def _until_stopped(self) -> None:
+        try:
+            async with asyncio.timeout(self._seconds_max):
+                await self._stop.wait()
+        except TimeoutError as error:
+            raise _InterruptedError(TIMED_OUT) from error
+        raise _InterruptedError(DRAINED)
+
+
+async def _until_gone(receive: Receive) -> None:
+    # Sends to a closed connection succeed silently: this is the only sign that the gateway has left.
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise _InterruptedError(ABANDONED)
+
+
+def _sink(call: EngineCall, engine: Engine, commitment: Commitment) -> Sink:
+    curtain = Curtain(call, engine.dialect)
+    if call.request.streams:
+        return StreamSink(curtain, commitment, wants_usage=call.request.wants_usage)
+    return UnarySink(curtain, commitment)
+
+
+def _trailer(signed: SignedReceipt, usage: TokenUsage, finish_reason: str, failure: str | None = None) -> hop.Trailer:
+    return hop.Trailer(
+        usage=usage,
+        finish_reason=finish_reason,
+        receipt_head=signed.head,
+        receipt_signature=signed.signature,
+        receipt_body=signed.body,
+        failure=failure,
+    )

@@ -1,0 +1,205 @@
+"""Enrols with the gateway and reports to it. A gateway that is away changes nothing for the jobs that run.
+
+The worker key goes into one request's header, the token into the others'; neither is logged.
+"""
+
+import asyncio
+import contextlib
+import random
+import ssl
+
+import httpx
+import msgspec
+import structlog
+
+from cocoon.enrolment import (
+    ENROL_PATH,
+    HEARTBEAT_PATH,
+    EnrolAnswer,
+    EnrolRequest,
+    Heartbeat,
+    ServedModel,
+)
+from cocoon.errors import CocoonError
+from workers.agent.admission import Admission
+from workers.agent.engines.ports import Engine
+from workers.agent.keys import Identity, KeyRing
+from workers.agent.settings import Settings, SettingsError
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+CALL_S_MAX = 10.0
+ANSWER_BYTES_MAX = 64 * 1024
+BACKOFF_S_FIRST = 0.25
+BACKOFF_S_MAX = 10.0
+HEARTBEAT_S_MIN = 0.05
+HEARTBEAT_S_MAX = 60.0
+TOKEN_SPENT = 0.8
+"""Part of a token's life after which a new one is asked for."""
+TOKEN_S_MIN = 5
+ENGINE_POLL_S = 0.1
+_OK = 200
+_UNAUTHORISED = 401
+_TICKET_KEY_BYTES_MIN = 32
+
+
+class ForeignNetworkError(CocoonError):
+    """The gateway belongs to another network than COCOON_GLOBAL_ID says."""
+
+    code = "foreign_network"
+
+
+class GatewayLink:
+    """One agent's standing with its gateway."""
+
+    def __init__(
+        self, settings: Settings, *, url: str, keys: KeyRing, admission: Admission, engine: Engine, rng: random.Random
+    ) -> None:
+        self._settings = settings
+        self._url = url
+        self._keys = keys
+        self._admission = admission
+        self._engine = engine
+        self._rng = rng
+        self._nudge = asyncio.Event()
+        self._reachable = True
+        self._client = httpx.AsyncClient(
+            base_url=settings.gateway_url,
+            timeout=CALL_S_MAX,
+            verify=_trust(settings.gateway_ca),
+            # Proxies and certificate paths of the environment are not part of the agent's configuration.
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    def report_soon(self) -> None:
+        """Send the next heartbeat at once."""
+        self._nudge.set()
+
+    async def run(self) -> None:
+        """Enrol when the engine is ready, then report until cancelled; enrol again whenever that is needed.
+
+        Raises:
+            ForeignNetworkError: the gateway is not the one this agent was configured for.
+        """
+        async with self._client:
+            while not self._engine.ready:  # noqa: ASYNC110  a flag of the supervisor, which comes and goes
+                await asyncio.sleep(ENGINE_POLL_S)
+            identity = self._keys.current
+            while True:
+                answer = await self._enrol(identity)
+                if identity is not self._keys.current:
+                    self._keys.succeed(identity)
+                    _log.info("keyset_succeeded", keyset=identity.digest.hex()[:16])
+                if await self._report(answer):
+                    identity = self._keys.successor()
+
+    async def _enrol(self, identity: Identity) -> EnrolAnswer:
+        """Ask until the gateway admits this keyset."""
+        body = msgspec.json.encode(
+            EnrolRequest(
+                keyset=identity.raw,
+                url=self._url,
+                name=self._settings.name,
+                models=(ServedModel(id=self._settings.served_model, context_tokens=self._settings.context_tokens),),
+                capacity=self._settings.capacity,
+                engine=self._engine.label,
+                tee_type=self._settings.tee_type,
+            )
+        )
+        failures = 0
+        while True:
+            status, raw = await self._post(ENROL_PATH, self._settings.worker_key.reveal(), body)
+            answer = _read_answer(raw) if status == _OK else None
+            if answer is not None:
+                break
+            failures += 1
+            _log.warning("enrolment_failed", status=status, failures=failures)
+            backoff = min(BACKOFF_S_MAX, BACKOFF_S_FIRST * 2 ** min(failures - 1, 10))
+            await asyncio.sleep(backoff * self._rng.uniform(0.5, 1.0))
+        pinned = self._settings.global_id
+        if pinned is not None and answer.global_id != pinned:
+            raise ForeignNetworkError
+        identity.ticket_key = answer.ticket_key
+        identity.global_id = answer.global_id
+        _log.info("worker_enrolled", worker_id=str(answer.worker_id), keyset=identity.digest.hex()[:16])
+        return answer
+
+    async def _report(self, answer: EnrolAnswer) -> bool:
+        """Heartbeats until a new enrolment is due; True when that needs a new keyset."""
+        interval = min(HEARTBEAT_S_MAX, max(HEARTBEAT_S_MIN, answer.heartbeat_seconds))
+        loop = asyncio.get_running_loop()
+        token_until = loop.time() + max(TOKEN_S_MIN, answer.token_seconds) * TOKEN_SPENT
+        while True:
+            self._nudge.clear()
+            status, _ = await self._post(HEARTBEAT_PATH, answer.token, msgspec.json.encode(await self._heartbeat()))
+            if status == _UNAUTHORISED:
+                _log.info("token_refused")
+                # A gateway that admits and then refuses must not be hammered.
+                await asyncio.sleep(BACKOFF_S_FIRST)
+                return False
+            if not self._admission.draining:
+                if self._keys.current.renewal_due_s <= 0:
+                    return True
+                if loop.time() >= token_until:
+                    return False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval):
+                    await self._nudge.wait()
+
+    async def _heartbeat(self) -> Heartbeat:
+        load = await self._engine.load()
+        return Heartbeat(
+            running=self._admission.running,
+            queued=0 if load is None else load.queued,
+            capacity=self._settings.capacity if self._engine.ready else 0,
+            draining=self._admission.draining,
+        )
+
+    async def _post(self, path: str, bearer: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body; status 0 when there was no answer. Logs only when reachability changes."""
+        headers = {"authorization": f"Bearer {bearer}", "content-type": "application/json"}
+        try:
+            async with (
+                asyncio.timeout(CALL_S_MAX),
+                self._client.stream("POST", path, content=body, headers=headers) as response,
+            ):
+                received = bytearray()
+                async for chunk in response.aiter_bytes():
+                    received += chunk
+                    if len(received) > ANSWER_BYTES_MAX:
+                        return 0, b""
+                self._reached(path, reachable=True)
+                return response.status_code, bytes(received)
+        except (httpx.HTTPError, TimeoutError) as error:
+            self._reached(path, reachable=False, reason=type(error).__name__)
+            return 0, b""
+
+    def _reached(self, path: str, *, reachable: bool, reason: str = "") -> None:
+        if reachable != self._reachable:
+            self._reachable = reachable
+            event = "gateway_reached" if reachable else "gateway_unreachable"
+            _log.warning(event, path=path, reason=reason)
+
+
+def _read_answer(raw: bytes) -> EnrolAnswer | None:
+    try:
+        answer = msgspec.json.decode(raw, type=EnrolAnswer)
+    except msgspec.DecodeError:
+        return None
+    return answer if len(answer.ticket_key) >= _TICKET_KEY_BYTES_MIN else None
+
+
+def _trust(path: str | None) -> ssl.SSLContext:
+    """Roots for the gateway's certificate: the system's, and a private authority's when one is given.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    context = ssl.create_default_context()
+    if path is not None:
+        try:
+            context.load_verify_locations(path)
+        except OSError as error:
+            raise SettingsError(f"COCOON_GATEWAY_CA cannot be read: {error.strerror}") from error
+    return context

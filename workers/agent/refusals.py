@@ -1,0 +1,163 @@
+"""Every way the agent says no before an answer has begun: status, stable code, OpenAI error body.
+
+The only module of the agent that knows HTTP status codes.
+"""
+
+from typing import ClassVar
+
+import msgspec
+
+from cocoon.errors import CocoonError
+from cocoon.openai import error_json
+
+ENGINE_MESSAGE_CHARS_MAX = 2000
+_ENGINE_ERROR_BYTES_MAX = 64 * 1024
+_RETRY_AFTER_DIGITS_MAX = 5
+_CONTEXT_ERROR = "exceed_context_size_error"
+_PASSED_STATUSES = frozenset({400, 413, 422, 429})
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """An HTTP error that the agent answers. `retry_after` is the header's exact value."""
+
+    status: int
+    code: str
+    kind: str
+    message: str
+    param: str | None = None
+    retry_after: str | None = None
+
+    def body(self) -> bytes:
+        """The OpenAI-shaped body."""
+        return error_json(self.message, self.kind, param=self.param, code=self.code)
+
+
+class RefusedError(CocoonError):
+    """The agent refuses the job."""
+
+    code: ClassVar[str] = "refused"
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+def _unauthorised(code: str, message: str) -> Refusal:
+    return Refusal(401, code, "authentication_error", message)
+
+
+def _forbidden(code: str, message: str) -> Refusal:
+    return Refusal(403, code, "permission_error", message)
+
+
+def _invalid(message: str, *, code: str = "invalid_request", param: str | None = None, status: int = 400) -> Refusal:
+    return Refusal(status, code, "invalid_request_error", message, param)
+
+
+def _unavailable(code: str, message: str) -> Refusal:
+    return Refusal(503, code, "server_error", message, retry_after="1")
+
+
+NO_TICKET = _unauthorised("ticket_missing", "the request carries no ticket")
+BAD_TICKET = _unauthorised("ticket_invalid", "the ticket is not authentic")
+EXPIRED_TICKET = _forbidden("ticket_expired", "the ticket has expired")
+FOREIGN_TICKET = _forbidden("ticket_foreign", "the ticket is for another network or stake")
+OTHER_REQUEST = _forbidden("ticket_mismatch", "the ticket is for another request")
+NO_ALLOWANCE = _forbidden("ticket_exhausted", "the ticket allows no completion tokens for this many choices")
+REPLAYED = Refusal(409, "ticket_replayed", "invalid_request_error", "this attempt was already made")
+REPLAY_FULL = _unavailable("replay_set_full", "the worker cannot remember more tickets")
+BUSY = _unavailable("worker_busy", "the worker is at its capacity")
+DRAINING = _unavailable("worker_draining", "the worker is shutting down")
+NOT_ENROLLED = _unavailable("worker_not_enrolled", "the worker is not enrolled yet")
+ENGINE_UNAVAILABLE = _unavailable("engine_unavailable", "the engine is not ready")
+ENGINE_FAILED = Refusal(502, "engine_failed", "server_error", "the engine failed")
+TIMED_OUT = Refusal(504, "job_timeout", "server_error", "the job took longer than this worker allows")
+CRASHED = Refusal(500, "internal_error", "server_error", "the worker failed")
+NOT_FOUND = _invalid("no such path", code="not_found", status=404)
+WRONG_METHOD = _invalid("method not allowed", code="method_not_allowed", status=405)
+BAD_SALT = _invalid("the salt must be 16 to 64 bytes of base64url", code="bad_salt")
+BAD_BODY = _invalid("the body is not a chat completion request")
+BAD_CHOICES = _invalid("n is out of range", param="n")
+SLOW_BODY = _invalid("the body did not arrive in time", code="request_timeout", status=408)
+
+
+def unknown_model(served: str) -> Refusal:
+    """The model is not the one served here; the asked name is not echoed."""
+    return _invalid(f"this worker serves {served}", code="model_not_found", param="model", status=404)
+
+
+def body_too_large(limit: int) -> Refusal:
+    """The body is over the limit, which is named."""
+    return _invalid(f"the body is larger than {limit} bytes", code="body_too_large", status=413)
+
+
+class _EngineErrorInside(msgspec.Struct, frozen=True):
+    message: str | None = None
+    type: str | None = None
+    param: msgspec.Raw | None = None
+
+
+class _EngineError(msgspec.Struct, frozen=True):
+    """The union of what engines send: OpenAI's and llama.cpp's nested `error`, SGLang's flat one, FastAPI's detail."""
+
+    error: _EngineErrorInside | str | None = None
+    message: str | None = None
+    type: str | None = None
+    param: msgspec.Raw | None = None
+    detail: msgspec.Raw | None = None
+
+
+_engine_error_decoder = msgspec.json.Decoder(_EngineError)
+
+
+def engine_refusal(status: int, body: bytes, retry_after: bytes | None) -> Refusal:
+    """What the engine's HTTP error becomes.
+
+    A fault of the request passes with its status and message; a fault of the engine, or of the agent's standing with
+    it (its key, its model name), becomes a 502 that says nothing about the inside.
+    """
+    kept = _digits(retry_after)
+    if status not in _PASSED_STATUSES:
+        return Refusal(502, ENGINE_FAILED.code, ENGINE_FAILED.kind, ENGINE_FAILED.message, retry_after=kept)
+    message, kind, param = _read_engine_error(body)
+    if kind == _CONTEXT_ERROR:
+        return _invalid(message, code="context_length_exceeded", param="messages")
+    if status == 429:  # noqa: PLR2004  too many requests
+        return Refusal(status, "engine_busy", "rate_limit_error", message, retry_after=kept or "1")
+    return _invalid(message, code="invalid_request", param=param, status=status)
+
+
+def _read_engine_error(body: bytes) -> tuple[str, str | None, str | None]:
+    fallback = "the engine refused the request"
+    try:
+        error = _engine_error_decoder.decode(body[:_ENGINE_ERROR_BYTES_MAX])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return fallback, None, None
+    match error.error:
+        case _EngineErrorInside(message=message, type=kind, param=param):
+            pass
+        case str() as message:
+            kind, param = error.type, error.param
+        case None:
+            message, kind, param = error.message or _detail(error.detail), error.type, error.param
+    return (message or fallback)[:ENGINE_MESSAGE_CHARS_MAX], kind, _text(param)
+
+
+def _detail(raw: msgspec.Raw | None) -> str | None:
+    """FastAPI's `detail`: a text, or a list of validation errors that quote the input and so stay here."""
+    return _text(raw)
+
+
+def _text(raw: msgspec.Raw | None) -> str | None:
+    if raw is None:
+        return None
+    try:
+        return msgspec.json.decode(raw, type=str)
+    except msgspec.DecodeError:
+        return None
+
+
+def _digits(retry_after: bytes | None) -> str | None:
+    if retry_after is None or not retry_after.isdigit() or len(retry_after) > _RETRY_AFTER_DIGITS_MAX:
+        return None
+    return retry_after.decode()

@@ -1,0 +1,254 @@
+"""The agent's configuration: read once from the environment, checked, frozen.
+
+The only module of the agent that reads the environment. Command line flags arrive as overrides of the same names, so
+that there is one parser and one set of messages.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cocoon.enrolment import KEYSET_SECONDS_MAX
+from cocoon.errors import CocoonError
+from cocoon.ids import WORKER_KEY_PREFIX, is_secret_key
+
+EmbeddedEngine = Literal["xllamacpp", "sglang"]
+TEETypes = ("none", "simulated")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  compared with, never bound
+
+
+class SettingsError(CocoonError):
+    """The configuration is not usable."""
+
+    code: ClassVar[str] = "bad_settings"
+
+
+class Secret:
+    """A key that does not print itself."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The key, for the one header that carries it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything an agent is told at start-up. Durations are seconds, `capacity` is requests in flight.
+
+    Exactly one of `embedded` and `engine_url` is set. `engine_url` with `sglang_attached` speaks SGLang's own API,
+    else only what every OpenAI-compatible server understands. `global_id` pins the chain; None takes the gateway's.
+    """
+
+    gateway_url: str
+    gateway_ca: str | None
+    worker_key: Secret
+    name: str
+    host: str
+    port: int
+    public_url: str | None
+    capacity: int
+    embedded: EmbeddedEngine | None
+    engine_url: str | None
+    sglang_attached: bool
+    engine_args: tuple[str, ...]
+    engine_api_key: Secret | None
+    engine_threads: int
+    engine_start_s: float
+    model_path: str | None
+    served_model: str
+    context_tokens: int
+    drain_s: float
+    job_s_max: float
+    keyset_s: int
+    global_id: int | None
+    development: bool
+    tee_type: str
+    otlp_endpoint: str | None
+
+
+def load_settings(overrides: Mapping[str, str]) -> Settings:
+    """Settings from the environment, with `overrides` (same names) on top.
+
+    Raises:
+        SettingsError: naming the variable that is missing or malformed.
+    """
+    return parse_settings({**os.environ, **overrides})
+
+
+def child_environ() -> dict[str, str]:
+    """The environment for an engine: the agent's own without the agent's configuration, which holds its keys."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COCOON_")}
+
+
+def parse_settings(environ: Mapping[str, str]) -> Settings:
+    """Settings from a mapping of variables; empty values count as absent.
+
+    Raises:
+        SettingsError: naming the variable that is missing or malformed.
+    """
+    source = _Variables(environ)
+    development = source.choice("COCOON_ENV", ("production", "development"), "production") == "development"
+    host, port = source.address("COCOON_WORKER_LISTEN", "127.0.0.1:0")
+    embedded, engine_url, sglang_attached = _engine(source)
+    settings = Settings(
+        gateway_url=source.url("COCOON_GATEWAY_URL"),
+        gateway_ca=source.text("COCOON_GATEWAY_CA"),
+        worker_key=_worker_key(source),
+        name=source.matching("COCOON_WORKER_NAME", _NAME, "worker"),
+        host=host,
+        port=port,
+        public_url=source.url("COCOON_WORKER_PUBLIC_URL") if source.text("COCOON_WORKER_PUBLIC_URL") else None,
+        capacity=source.integer("COCOON_WORKER_CAPACITY", 4, 1, 4096),
+        embedded=embedded,
+        engine_url=engine_url,
+        sglang_attached=sglang_attached,
+        engine_args=source.words("COCOON_ENGINE_ARGS"),
+        engine_api_key=source.secret("COCOON_ENGINE_API_KEY"),
+        engine_threads=source.integer("COCOON_ENGINE_THREADS", 2, 1, 1024),
+        engine_start_s=source.number("COCOON_ENGINE_START_S", 60.0 if embedded == "xllamacpp" else 1200.0, 1.0, 7200.0),
+        model_path=source.text("COCOON_ENGINE_MODEL_PATH"),
+        served_model=source.matching(
+            "COCOON_SERVED_MODEL", _MODEL, "smollm2-135m-instruct" if embedded == "xllamacpp" else None
+        ),
+        context_tokens=source.integer("COCOON_CONTEXT_TOKENS", 4096, 16, 2**31 - 1),
+        drain_s=source.number("COCOON_DRAIN_S", 30.0, 0.0, 3600.0),
+        job_s_max=source.number("COCOON_JOB_S_MAX", 900.0, 1.0, 86400.0),
+        keyset_s=source.integer("COCOON_KEYSET_S", KEYSET_SECONDS_MAX, 4, KEYSET_SECONDS_MAX),
+        global_id=source.integer("COCOON_GLOBAL_ID", 0, -(2**31), 2**31 - 1)
+        if source.text("COCOON_GLOBAL_ID")
+        else None,
+        development=development,
+        tee_type=source.choice("COCOON_TEE_TYPE", TEETypes, "none"),
+        otlp_endpoint=source.url("OTEL_EXPORTER_OTLP_ENDPOINT") if source.text("OTEL_EXPORTER_OTLP_ENDPOINT") else None,
+    )
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    gateway = urlsplit(settings.gateway_url)
+    if gateway.scheme == "http" and not settings.development and gateway.hostname not in _LOOPBACK:
+        raise SettingsError("COCOON_GATEWAY_URL must be https in production: the worker key travels to it")
+    if settings.tee_type == "simulated" and not settings.development:
+        raise SettingsError("COCOON_TEE_TYPE=simulated needs COCOON_ENV=development")
+    if settings.public_url is None and settings.host in _ANY_ADDRESS:
+        raise SettingsError("COCOON_WORKER_PUBLIC_URL is needed when listening on every address")
+    if settings.public_url is not None and not settings.public_url.startswith("https://"):
+        raise SettingsError("COCOON_WORKER_PUBLIC_URL must be https")
+    # PROTOCOL §1: only an engine that the agent launched is part of what evidence can cover.
+    if settings.engine_url is not None and settings.tee_type not in ("none", "simulated"):
+        raise SettingsError("COCOON_ENGINE can be a URL only with COCOON_TEE_TYPE none or simulated")
+    if settings.embedded == "sglang" and settings.model_path is None:
+        raise SettingsError("COCOON_ENGINE_MODEL_PATH is needed to launch SGLang")
+
+
+def _engine(source: "_Variables") -> tuple[EmbeddedEngine | None, str | None, bool]:
+    text = source.text("COCOON_ENGINE") or "xllamacpp"
+    if text == "xllamacpp" or text == "sglang":  # noqa: PLR1714  the type checker narrows this form
+        return text, None, False
+    attached = text.startswith("sglang+")
+    url = _Variables({"COCOON_ENGINE": text.removeprefix("sglang+")}).url("COCOON_ENGINE")
+    return None, url.removesuffix("/v1"), attached
+
+
+def _worker_key(source: "_Variables") -> Secret:
+    key = source.required("COCOON_WORKER_KEY")
+    if not is_secret_key(key) or not key.startswith(WORKER_KEY_PREFIX):
+        raise SettingsError(f"COCOON_WORKER_KEY is not a worker key ({WORKER_KEY_PREFIX}...)")
+    return Secret(key)
+
+
+class _Variables:
+    """Typed reads of a mapping of strings; every message names its variable and never shows a value that is secret."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def text(self, name: str) -> str | None:
+        return self._environ.get(name, "").strip() or None
+
+    def required(self, name: str) -> str:
+        value = self.text(name)
+        if value is None:
+            raise SettingsError(f"{name} is not set")
+        return value
+
+    def secret(self, name: str) -> Secret | None:
+        value = self.text(name)
+        if value is not None and not (value.isascii() and value.isprintable()):
+            raise SettingsError(f"{name} must be printable ASCII")
+        return None if value is None else Secret(value)
+
+    def choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
+        value = self.text(name) or default
+        if value not in allowed:
+            raise SettingsError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        return value
+
+    def matching(self, name: str, form: re.Pattern[str], default: str | None) -> str:
+        value = self.text(name) or default
+        if value is None:
+            raise SettingsError(f"{name} is not set")
+        if form.fullmatch(value) is None:
+            raise SettingsError(f"{name} must match {form.pattern}, not {value!r}")
+        return value
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        text = self.text(name)
+        try:
+            value = default if text is None else int(text)
+        except ValueError as error:
+            raise SettingsError(f"{name} must be a whole number, not {text!r}") from error
+        if not low <= value <= high:
+            raise SettingsError(f"{name} must lie between {low} and {high}, not {value}")
+        return value
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        text = self.text(name)
+        try:
+            value = default if text is None else float(text)
+        except ValueError as error:
+            raise SettingsError(f"{name} must be a number of seconds, not {text!r}") from error
+        if not low <= value <= high:
+            raise SettingsError(f"{name} must lie between {low:g} and {high:g}, not {value:g}")
+        return value
+
+    def words(self, name: str) -> tuple[str, ...]:
+        try:
+            return tuple(shlex.split(self.text(name) or ""))
+        except ValueError as error:
+            raise SettingsError(f"{name} has an unclosed quotation") from error
+
+    def url(self, name: str) -> str:
+        value = self.required(name)
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            usable = False
+            parts = urlsplit("")
+        if not usable or parts.query or parts.fragment or parts.username is not None:
+            raise SettingsError(f"{name} must be an http or https URL without user, query or fragment")
+        return value.rstrip("/")
+
+    def address(self, name: str, default: str) -> tuple[str, int]:
+        value = self.text(name) or default
+        host, colon, port = value.rpartition(":")
+        if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004  the last port
+            raise SettingsError(f"{name} must be host:port, not {value!r}")
+        return host.removeprefix("[").removesuffix("]"), int(port)
