@@ -4,8 +4,13 @@ import errno
 import socket
 
 from cli.dev.state import DevError
+from cocoon.clock import system_random
 
 LOOPBACK = "127.0.0.1"
+PORTS = range(20_000, 32_000)
+"""Below what Linux gives to outgoing connections (32768 and up): a client that retries a server which is just down
+could be given the server's own port there, connect to itself, and keep the server from coming back."""
+ATTEMPTS_MAX = 200
 
 
 class PortTakenError(DevError):
@@ -36,10 +41,16 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 def free_port(wish: int = 0) -> int:
-    """`wish` when it can be had on the loopback address, else any free port."""
+    """`wish` when it can be had on the loopback address, else any free port of `PORTS`.
+
+    Raises:
+        DevError: none is free.
+    """
     if wish and is_free(wish):
         return wish
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    rng = system_random()
+    for _ in range(ATTEMPTS_MAX):
+        port = rng.choice(PORTS)
+        if is_free(port):
+            return port
+    raise DevError(f"no free port between {PORTS.start} and {PORTS.stop - 1}")

@@ -20,7 +20,7 @@ from cli.dev.screen import Row, Screen
 from cli.dev.seed import MODEL, Seed, seed
 from cli.dev.service import Keeper, Service, all_ready
 from cli.dev.settings import DevSettings
-from cli.dev.state import DevFile, Ports, Secrets, StateDirectory
+from cli.dev.state import DevError, DevFile, Ports, Secrets, StateDirectory
 from cli.dev.supervisor import MARKER, Supervisor
 from cli.process import Launch, StopStep
 from cocoon.clock import Clock
@@ -32,7 +32,10 @@ CONTEXT_TOKENS = 4096
 MIGRATE_SECONDS = 120.0
 GATEWAY_READY_SECONDS = 60.0
 WORKER_READY_SECONDS = 120.0
-ROUTABLE_POLL_SECONDS = 0.2
+ROUTABLE_SECONDS = 30.0
+ROUTABLE_POLL_SECONDS = 0.1
+ROUTABLE_ANSWERS = 3
+"""Agreeing answers in a row, per gateway process: nobody says which process answers."""
 PROBE_SECONDS = 2.0
 DRAIN_MARGIN_S = 20.0
 """Beyond the drain: settling, closing, and granian's own kill timeout (15 s)."""
@@ -63,7 +66,8 @@ class Network:
         self._redis = EmbeddedRedis(
             state.root / "redis", password=secrets.redis_password, port=free_port(ports.redis), marker=marker
         )
-        state.keep_ports(Ports(postgres=self._postgres.port, redis=self._redis.port))
+        self._worker_ports = {name: free_port(ports.workers.get(name, 0)) for name in WORKERS}
+        state.keep_ports(Ports(postgres=self._postgres.port, redis=self._redis.port, workers=self._worker_ports))
 
     async def boot(self, supervisor: Supervisor) -> None:
         """Start everything and return when it is ready.
@@ -78,10 +82,12 @@ class Network:
         )
         await supervisor.complete("migrate", self._command("migrate", self._database), MIGRATE_SECONDS)
         await seed(self._postgres.dsn, Seed.of(self._secrets), self._clock)
-        async with httpx.AsyncClient(base_url=self._settings.origin, timeout=PROBE_SECONDS, trust_env=False) as client:
+        # Workers' certificates are their own; on loopback a health probe needs no more than an answer.
+        async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False, verify=False) as client:  # noqa: S501
             keepers = [supervisor.start(self._gateway(client))]
             keepers += [supervisor.start(self._worker(name, client)) for name in WORKERS]
             await all_ready(*keepers)
+            await self._all_routable(client)
             self._ready = True
             self.changed()
             # The client is the keepers' eye for as long as they run; this task is cancelled when they stop.
@@ -146,7 +152,7 @@ class Network:
 
     def _gateway(self, client: httpx.AsyncClient) -> Service:
         async def is_ready(_pid: int) -> bool:
-            return (await _facts(client)).ready
+            return (await self._facts(client)).ready
 
         return Service(
             name="gateway",
@@ -158,18 +164,45 @@ class Network:
         )
 
     def _worker(self, name: str, client: httpx.AsyncClient) -> Service:
+        address = f"{LOOPBACK}:{self._worker_ports[name]}"
+
         async def is_ready(_pid: int) -> bool:
-            facts = await _facts(client)
-            return facts.ready and facts.models.get(MODEL, 0) >= len(WORKERS)
+            answer = await _get(client, f"https://{address}/healthz")
+            return answer is not None and answer.is_success and (await self._facts(client)).workers() > 0
 
         return Service(
             name=name,
-            address=lambda: "xllamacpp",
-            launch=lambda: self._command("worker", self._worker_environment(name)),
+            address=lambda: address,
+            launch=lambda: self._command("worker", self._worker_environment(name, address)),
             is_ready=is_ready,
             stage=3,
             ready_s=WORKER_READY_SECONDS,
         )
+
+    async def _facts(self, client: httpx.AsyncClient) -> "_Facts":
+        answer = await _get(client, f"{self._settings.origin}/readyz")
+        try:
+            return _Facts() if answer is None else msgspec.json.decode(answer.content, type=_Facts)
+        except msgspec.DecodeError:
+            return _Facts()
+
+    async def _all_routable(self, client: httpx.AsyncClient) -> None:
+        """Wait until every gateway process, as far as repeated asking shows, routes to every worker.
+
+        Raises:
+            DevError: not in time.
+        """
+        deadline = self._clock.monotonic() + ROUTABLE_SECONDS
+        agreed = 0
+        while agreed < ROUTABLE_ANSWERS * self._settings.processes:
+            facts = await self._facts(client)
+            agreed = agreed + 1 if facts.ready and facts.workers() >= len(WORKERS) else 0
+            if self._clock.monotonic() > deadline:
+                raise DevError(
+                    f"the gateway routes to {facts.workers()} of {len(WORKERS)} workers; see {self._state.logs}"
+                )
+            if not agreed:
+                await asyncio.sleep(ROUTABLE_POLL_SECONDS)
 
     def _command(self, name: str, variables: Mapping[str, str]) -> Launch:
         environment = {
@@ -201,12 +234,12 @@ class Network:
             "COCOON_ALLOW_PRIVATE_WORKERS": "1",
         }
 
-    def _worker_environment(self, name: str) -> dict[str, str]:
+    def _worker_environment(self, name: str, address: str) -> dict[str, str]:
         return {
             "COCOON_GATEWAY_URL": self._settings.origin,
             "COCOON_WORKER_KEY": self._secrets.worker_key,
             "COCOON_WORKER_NAME": name,
-            "COCOON_WORKER_LISTEN": f"{LOOPBACK}:0",
+            "COCOON_WORKER_LISTEN": address,
             "COCOON_WORKER_CAPACITY": str(WORKER_CAPACITY),
             "COCOON_ENGINE": "xllamacpp",
             "COCOON_ENGINE_THREADS": str(WORKER_THREADS),
@@ -221,14 +254,17 @@ class _Facts(msgspec.Struct, frozen=True):
     ready: bool = False
     models: dict[str, int] = {}
 
+    def workers(self) -> int:
+        """How many serve our model."""
+        return self.models.get(MODEL, 0)
 
-async def _facts(client: httpx.AsyncClient) -> _Facts:
+
+async def _get(client: httpx.AsyncClient, url: str) -> httpx.Response | None:
+    """The answer on a new connection (the same one would always reach the same process), None without any."""
     try:
-        # A new connection each time: with several processes, the same one would always answer.
-        answer = await client.get("/readyz", headers={"connection": "close"})
-        return msgspec.json.decode(answer.content, type=_Facts)
-    except (httpx.HTTPError, msgspec.DecodeError):
-        return _Facts()
+        return await client.get(url, headers={"connection": "close"})
+    except httpx.HTTPError:
+        return None
 
 
 def _row(keeper: Keeper) -> Row:

@@ -58,6 +58,7 @@ class Ports(msgspec.Struct, frozen=True):
 
     postgres: int = 0
     redis: int = 0
+    workers: dict[str, int] = {}
 
 
 class DevFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,10 +1,11 @@
 """Whether a port can be had, asked of the kernel."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
-from cli.dev.address import free_port, is_free
+from cli.dev.address import PORTS, free_port, is_free
 from cli.dev.state import DevError
 
 
@@ -20,6 +21,12 @@ def test_a_listening_port_is_taken_whatever_its_options(option: int | None) -> N
         assert free_port(port) != port
     assert is_free(port) is True
     assert free_port(port) == port
+
+
+def test_a_port_that_nobody_wished_for_is_none_that_outgoing_connections_get() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert free_port() in PORTS
+    assert PORTS.stop <= lowest
 
 
 def test_a_port_with_only_ended_connections_is_free() -> None:
