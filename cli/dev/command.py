@@ -48,7 +48,8 @@ def run() -> None:
                 f"port {settings.port} on {settings.host} is taken by another program;"
                 f" stop it, or choose another: COCOON_PORT={settings.port + 1} make dev"
             )
-        network = Network(settings, state, state.secrets(clock, system_random()), clock, screen)
+        rng = system_random()
+        network = Network(settings, state, state.secrets(clock, rng), clock, rng, screen)
         try:
             asyncio.run(Supervisor(state, clock, network.changed).run(network.boot))
         finally:

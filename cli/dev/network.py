@@ -4,6 +4,7 @@ PostgreSQL and Redis first, then the schema and the seed, then gateway and worke
 """
 
 import asyncio
+import random
 import shlex
 import signal
 import sys
@@ -17,7 +18,7 @@ from cli.dev.embedded import EmbeddedServer
 from cli.dev.postgres import EmbeddedPostgres
 from cli.dev.redis import EmbeddedRedis
 from cli.dev.screen import Row, Screen
-from cli.dev.seed import MODEL, Seed, seed
+from cli.dev.seed import CONTEXT_TOKENS, MODEL, seed
 from cli.dev.service import Keeper, Service, all_ready
 from cli.dev.settings import DevSettings
 from cli.dev.state import DevError, DevFile, Ports, Secrets, StateDirectory
@@ -28,7 +29,6 @@ from cocoon.clock import Clock
 WORKERS = ("worker-1", "worker-2")
 WORKER_CAPACITY = 4
 WORKER_THREADS = 1
-CONTEXT_TOKENS = 4096
 MIGRATE_SECONDS = 120.0
 GATEWAY_READY_SECONDS = 60.0
 WORKER_READY_SECONDS = 120.0
@@ -45,12 +45,19 @@ class Network:
     """One development network; `boot` starts it under a supervisor, `changed` keeps screen and `dev.json` current."""
 
     def __init__(
-        self, settings: DevSettings, state: StateDirectory, secrets: Secrets, clock: Clock, screen: Screen
+        self,
+        settings: DevSettings,
+        state: StateDirectory,
+        secrets: Secrets,
+        clock: Clock,
+        rng: random.Random,
+        screen: Screen,
     ) -> None:
         self._settings = settings
         self._state = state
         self._secrets = secrets
         self._clock = clock
+        self._rng = rng
         self._screen = screen
         self._supervisor: Supervisor | None = None
         self._ready = False
@@ -81,7 +88,7 @@ class Network:
             supervisor.start(self._embedded(self._redis, stage=1)),
         )
         await supervisor.complete("migrate", self._command("migrate", self._database), MIGRATE_SECONDS)
-        await seed(self._postgres.dsn, Seed.of(self._secrets), self._clock)
+        await seed(self._postgres.dsn, self._secrets, self._clock, self._rng)
         # Workers' certificates are their own; on loopback a health probe needs no more than an answer.
         async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False, verify=False) as client:  # noqa: S501
             keepers = [supervisor.start(self._gateway(client))]

@@ -1,30 +1,57 @@
 """What a new development network begins with: a customer with credit, its keys, a model and a price.
 
-Every step is idempotent and its ids are kept in the state directory, so a restart finds what it made before.
+Every step finds what an earlier run made, so a restart changes nothing: not the balance, not a price that was set by
+hand, not a limit that was given to a key.
 """
 
-import uuid
+import random
 
-import msgspec
-
+from billing.postgres.account import Accounts
+from billing.postgres.ledger import PostgresLedger
+from billing.postgres.pool import Pool, open_pool
+from billing.postgres.prices import list_prices, set_model, set_price
+from billing.pricing import ModelTerms
 from cli.dev.state import Secrets
 from cocoon.clock import Clock
+from cocoon.ids import new_job_id
+from cocoon.money import NANO_PER_UNIT, Amount
 
 MODEL = "smollm2-135m-instruct"
+CONTEXT_TOKENS = 4096
+CUSTOMER = "development"
+CREDIT = Amount(100 * NANO_PER_UNIT)
+PROMPT_NANO_PER_MTOK = 20_000_000
+CACHED_NANO_PER_MTOK = 5_000_000
+COMPLETION_NANO_PER_MTOK = 60_000_000
+SHARE_BPS = 9_500
+APPLICATION = "cocoon-dev"
 
 
-class Seed(msgspec.Struct, frozen=True, kw_only=True):
-    """The ids and keys to plant."""
+async def seed(dsn: str, secrets: Secrets, clock: Clock, rng: random.Random) -> None:
+    """Plant what is missing in a migrated database.
 
-    customer_id: uuid.UUID
-    deposit_id: uuid.UUID
+    Raises:
+        LedgerUnavailableError: the database cannot be reached.
+    """
+    async with open_pool(dsn, application=APPLICATION) as pool:
+        customer_id = await Accounts(pool).open_customer(secrets.customer_id, CUSTOMER)
+        ledger = PostgresLedger(pool)
+        balance = await ledger.balance(customer_id)
+        if balance.available.nano + balance.held.nano + balance.spent.nano == 0:
+            await ledger.deposit(new_job_id(clock, rng), customer_id, CREDIT)
+        await _seed_model(pool)
 
-    @classmethod
-    def of(cls, secrets: Secrets) -> "Seed":
-        """The part of the secrets that the seed is made of."""
-        return cls(customer_id=secrets.customer_id, deposit_id=secrets.deposit_id)
 
-
-async def seed(dsn: str, content: Seed, clock: Clock) -> None:
-    """Plant."""
-    raise NotImplementedError
+async def _seed_model(pool: Pool) -> None:
+    terms, versions, _ = await list_prices(pool)
+    if all(model.model != MODEL for model in terms):
+        await set_model(pool, ModelTerms(model=MODEL, context_tokens=CONTEXT_TOKENS))
+    if all(version.model != MODEL for version in versions):
+        await set_price(
+            pool,
+            MODEL,
+            prompt=PROMPT_NANO_PER_MTOK,
+            cached=CACHED_NANO_PER_MTOK,
+            completion=COMPLETION_NANO_PER_MTOK,
+            share_bps=SHARE_BPS,
+        )

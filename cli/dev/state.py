@@ -35,7 +35,7 @@ class AlreadyRunningError(DevError):
 
 
 class Secrets(msgspec.Struct, frozen=True, kw_only=True):
-    """Made once, then kept: a restart has the same keys, and the same first deposit is not made twice."""
+    """Made once, then kept: a restart has the same keys."""
 
     api_key: str
     admin_key: str
@@ -44,7 +44,6 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     api_key_id: uuid.UUID
     admin_key_id: uuid.UUID
     worker_key_id: uuid.UUID
-    deposit_id: uuid.UUID
     network_secret: str
     postgres_password: str
     redis_password: str
@@ -203,7 +202,6 @@ def new_secrets(clock: Clock, rng: random.Random) -> Secrets:
         api_key_id=new_job_id(clock, rng),
         admin_key_id=new_job_id(clock, rng),
         worker_key_id=new_job_id(clock, rng),
-        deposit_id=new_job_id(clock, rng),
         network_secret=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
         postgres_password=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
         redis_password=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",

@@ -45,7 +45,7 @@ def test_secrets_are_made_once_and_private(state: StateDirectory) -> None:
     assert mode(state.root / "secrets.json") == 0o600
     assert all(is_secret_key(key) for key in (first.api_key, first.admin_key, first.worker_key))
     assert len(bytes.fromhex(first.network_secret)) == 32
-    assert first.customer_id.version == first.deposit_id.version == 7
+    assert first.customer_id.version == first.api_key_id.version == 7
     assert first.api_key not in repr(first)
 
 
