@@ -6,10 +6,9 @@ doubt included, the identical batch is resent and its ids make the second time a
 """
 
 import asyncio
-import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Self, TypeVar
 
 import structlog
 
@@ -53,45 +52,39 @@ Answer = TypeVar("Answer")
 log = structlog.get_logger()
 
 
-@contextlib.asynccontextmanager
-async def open_ledger(pool: Pool) -> AsyncGenerator["PostgresLedger"]:
-    """A ledger whose lanes run as long as the context; leaving it drains them for up to `DRAIN_S_MAX`."""
-    opened = PostgresLedger(pool)
-    async with asyncio.TaskGroup() as group:
-        tasks = opened.start(group)
-        try:
-            yield opened
-        finally:
-            opened.close()
-            _, late = await asyncio.wait(tasks, timeout=DRAIN_S_MAX)
-            for task in late:
-                log.error("ledger_lane_cut", task=task.get_name())
-                task.cancel()
-
-
 class PostgresLedger:
-    """A `Ledger` on a pool. Make it with `open_ledger`.
+    """A `Ledger` on a pool; an async context manager that owns its lanes.
 
-    A hold whose caller is cancelled is released again. An end is posted even when its caller is gone, because the
+    Leaving the context finishes what waits, for up to `DRAIN_S_MAX`. Deposits, balances and sweeps work outside of it
+    too. A hold whose caller is cancelled is released again. An end is posted even when its caller is gone, because the
     work it pays for was done.
     """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._group = asyncio.TaskGroup()
+        self._tasks: list[asyncio.Task[None]] = []
         self._known_workers: set[tuple[uuid.UUID, Asset]] = set()
         self._holds: Lane[HoldRequest, Hold] = Lane(
             "hold", self._run_holds, batch_max=BATCH_MAX, queue_max=QUEUE_MAX, vanished=self._release
         )
         self._ends: Lane[End, Posted | None] = Lane("end", self._run_ends, batch_max=BATCH_MAX, queue_max=QUEUE_MAX)
 
-    def start(self, group: asyncio.TaskGroup) -> "list[asyncio.Task[None]]":
-        """Run the lanes as tasks of `group`."""
-        holds = group.create_task(self._serve_holds(), name="hold lane")
-        return [holds, group.create_task(self._ends.serve(), name="end lane")]
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._tasks = [
+            self._group.create_task(self._serve_holds(), name="hold lane"),
+            self._group.create_task(self._ends.serve(), name="end lane"),
+        ]
+        return self
 
-    def close(self) -> None:
-        """Take no more holds, finish what waits, then take no more ends."""
+    async def __aexit__(self, *_: object) -> None:
         self._holds.close()
+        _ended, late = await asyncio.wait(self._tasks, timeout=DRAIN_S_MAX)
+        for task in late:
+            log.error("ledger_lane_cut", task=task.get_name())
+            task.cancel()
+        await self._group.__aexit__(None, None, None)
 
     async def hold(self, request: HoldRequest) -> Hold:
         """See `Ledger.hold`."""

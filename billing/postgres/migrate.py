@@ -14,7 +14,8 @@ from typing import ClassVar
 import msgspec
 
 from billing.ports import BillingError
-from billing.postgres.pool import Connection, Pool, acquired, connect, translated
+from billing.postgres.partitions import create_partitions
+from billing.postgres.pool import Connection, connect, translated
 from billing.postgres.statements import load_statements
 
 MIGRATION_LOCK_KEY = 4848484800
@@ -23,8 +24,6 @@ RUNNER_WAIT_S_MAX = 120.0
 MIGRATION_LOCK_TIMEOUT_S = 5.0
 """How long one migration may stand in the way of running queries while it waits for a table."""
 MIGRATION_STATEMENT_TIMEOUT_S = 60.0
-PARTITION_DAYS_BACK = 1
-PARTITION_DAYS_AHEAD = 7
 _FILE_FORM = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _SQL = load_statements("migrate.sql")
 
@@ -82,12 +81,6 @@ async def migrate(database_url: str, migrations: Sequence[Migration] | None = No
             return await _migrate(connection, wanted)
 
 
-async def ensure_partitions(pool: Pool) -> int:
-    """Create the missing day partitions around today; returns how many. Called by the sweeper, at least daily."""
-    async with acquired(pool) as connection:
-        return await _ensure_partitions(connection)
-
-
 async def _migrate(connection: Connection, wanted: Sequence[Migration]) -> list[Migration]:
     await _set_timeouts(connection, lock_s=RUNNER_WAIT_S_MAX, statement_s=RUNNER_WAIT_S_MAX, local=False)
     await connection.execute(_SQL["lock_migrations"], MIGRATION_LOCK_KEY)
@@ -101,7 +94,7 @@ async def _migrate(connection: Connection, wanted: Sequence[Migration]) -> list[
             await connection.execute(migration.sql)
             await connection.execute(_SQL["record_applied"], migration.version, migration.name, migration.sha256)
     if wanted:
-        await _ensure_partitions(connection)
+        await create_partitions(connection)
     return missing
 
 
@@ -122,11 +115,6 @@ async def _missing(connection: Connection, wanted: Sequence[Migration]) -> list[
     if [row["version"] for row in applied] != list(range(1, len(applied) + 1)):
         raise MigrationError("the database lacks a migration in between: it was edited by hand")
     return list(wanted[len(applied) :])
-
-
-async def _ensure_partitions(connection: Connection) -> int:
-    created: int = await connection.fetchval(_SQL["ensure_day_partitions"], PARTITION_DAYS_BACK, PARTITION_DAYS_AHEAD)
-    return created
 
 
 async def _set_timeouts(connection: Connection, *, lock_s: float, statement_s: float, local: bool) -> None:

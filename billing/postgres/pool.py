@@ -36,6 +36,7 @@ _TRANSIENT = (
     asyncpg.LockNotAvailableError,  # 55P03
     asyncpg.OperatorInterventionError,  # class 57: shutting down, starting up, statement timeout
     asyncpg.IdleInTransactionSessionTimeoutError,  # 25P03
+    asyncpg.UndefinedTableError,  # the migrations have not run yet
 )
 
 

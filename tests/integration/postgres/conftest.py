@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from billing.postgres.check import broken_invariants
-from billing.postgres.ledger import PostgresLedger, open_ledger
+from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Connection, Pool, connect, open_pool
 
 
@@ -24,6 +24,6 @@ async def connection(database_url: str) -> AsyncIterator[Connection]:
 @pytest.fixture
 async def ledger(pool: Pool, connection: Connection) -> AsyncIterator[PostgresLedger]:
     """A ledger whose books must balance when the test is over."""
-    async with open_ledger(pool) as opened:
+    async with PostgresLedger(pool) as opened:
         yield opened
     assert await broken_invariants(connection) == []

@@ -7,7 +7,8 @@ import pytest
 
 from billing.ports import LedgerUnavailableError, RecordRefusedError
 from billing.postgres import migrate as runner
-from billing.postgres.migrate import Migration, MigrationError, ensure_partitions, load_migrations, migrate
+from billing.postgres.migrate import Migration, MigrationError, load_migrations, migrate
+from billing.postgres.partitions import ensure_partitions
 from billing.postgres.pool import open_pool
 
 FIRST = Migration(version=1, name="first", sql="CREATE TABLE first (id bigint PRIMARY KEY);")
