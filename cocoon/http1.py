@@ -68,10 +68,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may be sent: the last exchange is over both ways and both sides keep the connection.
-
-        A request that was answered before it was sent whole (a 413) leaves the rest of itself in the write buffer.
-        """
+        """Whether another request may be sent: the last answer is complete and both sides keep the connection."""
         transport = self._transport
         return (
             self._complete
@@ -79,7 +76,6 @@ class Connection(asyncio.Protocol):
             and self._error is None
             and transport is not None
             and not transport.is_closing()
-            and transport.get_write_buffer_size() == 0
         )
 
     @property
@@ -190,7 +186,7 @@ class Connection(asyncio.Protocol):
         self._silent_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             # What one of the callbacks below raised is the parser error's context. After a complete answer this
             # costs the connection but not the answer.
             failure = error.__context__
@@ -253,8 +249,11 @@ class Connection(asyncio.Protocol):
         if self._head is None:
             return
         self._complete = True
-        if not self._keep_alive and self._transport is not None:
-            self._transport.close()
+        if self.transport.get_write_buffer_size():
+            # Answered before it was sent whole (a 413): nobody wants the rest, and close() would wait for it.
+            self.transport.abort()
+        elif not self._keep_alive:
+            self.transport.close()
 
     def _ends_with_connection(self) -> bool:
         assert self._head is not None, "asked before the head"

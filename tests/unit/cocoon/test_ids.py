@@ -93,9 +93,7 @@ def test_a_day_beyond_the_calendar_is_refused_not_a_crash() -> None:
 def test_milliseconds_are_exact() -> None:
     epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
     wrong = [
-        ms
-        for ms in range(1_764_000_000_000, 1_764_000_002_000)
-        if unix_ms(epoch + dt.timedelta(milliseconds=ms)) != ms
+        ms for ms in range(1_764_000_000_000, 1_764_000_002_000) if unix_ms(epoch + dt.timedelta(milliseconds=ms)) != ms
     ]
 
     assert wrong == []
@@ -116,7 +114,9 @@ def test_a_new_key_has_its_prefix_and_256_bits(prefix: str) -> None:
     assert new_secret_key(prefix, random.Random(2)) != key
 
 
-@pytest.mark.parametrize("text", ["", "sk-cocoon-", "sk-other-" + "a" * 43, "sk-cocoon-" + "a" * 43 + "\n", "sk-cocoon-" + "é" * 43])
+@pytest.mark.parametrize(
+    "text", ["", "sk-cocoon-", "sk-other-" + "a" * 43, "sk-cocoon-" + "a" * 43 + "\n", "sk-cocoon-" + "é" * 43]
+)
 def test_other_texts_are_not_keys(text: str) -> None:
     assert not is_secret_key(text)
 

@@ -203,8 +203,6 @@ def test_commitments_do_not_depend_on_the_pieces_but_on_every_byte_and_the_salt(
 
     assert commit(b"s", b"req", b"ab", b"c") == commit(b"s", b"req", b"a", b"", b"bc")
     values = {
-        value
-        for c in (commit(b"s", b"x", b"x"), commit(b"t", b"x", b"x"), commit(b"s", b"y", b"y"))
-        for value in c
+        value for c in (commit(b"s", b"x", b"x"), commit(b"t", b"x", b"x"), commit(b"s", b"y", b"y")) for value in c
     }
     assert len(values) == 6
