@@ -47,7 +47,7 @@ class RedisServer:
                 [self._binary, "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no",
                  "--dir", str(self._root)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  it only calls prctl
+                preexec_fn=_die_with_parent,
             )  # fmt: skip
         while not self._answers():
             assert self._process.poll() is None, (self._root / "log").read_text()

@@ -152,6 +152,11 @@ class Registry:
         """Every enrolled worker and upstream, live or not."""
         return [*self._workers.values(), *self._upstreams.values()]
 
+    @property
+    def held(self) -> bool:
+        """Whether liveness is held, because heartbeats cannot arrive."""
+        return self._held_at is not None
+
     def worker_ids(self) -> list[uuid.UUID]:
         """Every enrolled worker."""
         return list(self._workers)

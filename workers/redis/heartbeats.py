@@ -68,8 +68,7 @@ class HeartbeatBus:
                 await pipe.execute()
 
     async def run(self) -> None:
-        """Follow the bus until cancelled."""
-        self._registry.hold_liveness(True)
+        """Follow the bus until cancelled. While it is away, who was live stays live."""
         failures = 0
         while True:
             try:
