@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -107,48 +108,47 @@ def test_the_key_under_which_everything_verifies_is_refused() -> None:
         receipt.verify(identity, head().encode(), forged)
 
 
-def small_order_encodings() -> set[bytes]:
-    """Every encoding, canonical or not, of the eight points whose order divides eight, by curve arithmetic."""
-    found: set[bytes] = set()
+def added(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    k = D * a[0] * b[0] * a[1] * b[1] % P
+    x = (a[0] * b[1] + b[0] * a[1]) * pow(1 + k, P - 2, P) % P
+    y = (a[1] * b[1] + a[0] * b[0]) * pow(1 - k, P - 2, P) % P
+    return x, y
+
+
+def multiplied(scalar: int, point: tuple[int, int]) -> tuple[int, int]:
+    result = (0, 1)
+    for bit in f"{scalar:b}":
+        result = added(result, result)
+        result = added(result, point) if bit == "1" else result
+    return result
+
+
+def points() -> Iterator[tuple[int, int]]:
+    """Points of the whole curve, in order of y."""
     root = pow(2, (P - 1) // 4, P)
-
-    def add(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
-        k = D * a[0] * b[0] * a[1] * b[1] % P
-        x = (a[0] * b[1] + b[0] * a[1]) * pow(1 + k, P - 2, P) % P
-        y = (a[1] * b[1] + a[0] * b[0]) * pow(1 - k, P - 2, P) % P
-        return x, y
-
-    def recover(y: int) -> int | None:
+    for y in itertools.count(2):
         square = (y * y - 1) * pow(D * y * y + 1, P - 2, P) % P
         x = pow(square, (P + 3) // 8, P)
         for candidate in (x, x * root % P):
             if candidate * candidate % P == square:
-                return candidate
-        return None
+                yield candidate, y
 
-    # A point of order eight: any point times the prime order of the main subgroup, until one has full small order.
-    order = 2**252 + 27742317777372353535851937790883648493
-    for y in itertools.count(2):
-        x = recover(y)
-        if x is None:
-            continue
-        base, result, scalar = (x, y), (0, 1), order
-        while scalar:
-            if scalar & 1:
-                result = add(result, base)
-            base = add(base, base)
-            scalar >>= 1
-        multiples = [(0, 1)]
-        while (following := add(multiples[-1], result)) != (0, 1):
-            multiples.append(following)
-        if len(multiples) == 8:
-            break
-    for point in multiples:
-        for value in (point[1], point[1] + P):
-            if value < 2**255:
-                for sign in (0, 1):
-                    found.add((value | sign << 255).to_bytes(32, "little"))
-    return found
+
+def small_order_encodings() -> set[bytes]:
+    """Every encoding, canonical or not, of the eight points whose order divides eight, by curve arithmetic."""
+    # Times the prime order of the main subgroup, only a point's part of small order is left.
+    prime_order = 2**252 + 27742317777372353535851937790883648493
+    generator = next(
+        small for small in (multiplied(prime_order, point) for point in points()) if multiplied(4, small) != (0, 1)
+    )
+    heights = {multiplied(scalar, generator)[1] for scalar in range(8)}
+    return {
+        (value | sign << 255).to_bytes(32, "little")
+        for height in heights
+        for value in (height, height + P)
+        if value < 2**255
+        for sign in (0, 1)
+    }
 
 
 def test_every_key_of_small_order_is_refused_and_no_other() -> None:

@@ -84,9 +84,12 @@ def test_an_event_without_end_is_refused_whatever_the_pieces(piece: int) -> None
     stream = b"data: " + b"x" * sse.EVENT_BYTES_MAX + b"\n\n"
     splitter = EventSplitter()
 
-    with pytest.raises(MalformedError):
+    def feed_all() -> None:
         for at in range(0, len(stream), piece):
             splitter.feed(stream[at : at + piece])
+
+    with pytest.raises(MalformedError):
+        feed_all()
 
 
 def test_the_longest_event_passes() -> None:

@@ -1,4 +1,4 @@
-"""The committed vectors were computed by plain concatenation, apart from this code; a change here breaks the protocol."""
+"""The vectors were computed by plain concatenation, apart from this code; whoever changes them breaks the protocol."""
 
 import hashlib
 import json
