@@ -11,6 +11,7 @@ from workers.agent.engines.ports import Dialect, EngineCall, EngineError, Engine
 from workers.agent.engines.request import asks_for, asks_for_continuous_usage
 
 _COUNT_MAX = 2**32 - 1
+_NULL = msgspec.Raw(b"null")
 _EMPTY = frozenset({b"null", b'""', b"[]", b"{}"})
 _FINISH_FORM = re.compile(r"[a-z_]{1,32}")
 _ABORTED = "abort"
@@ -27,17 +28,17 @@ class BrokenStreamError(EngineError):
 
 class _Delta(msgspec.Struct, frozen=True):
     # Only "is there anything" matters, so the values stay raw: engines disagree about their types.
-    content: msgspec.Raw | None = None
-    reasoning_content: msgspec.Raw | None = None
-    reasoning: msgspec.Raw | None = None
-    refusal: msgspec.Raw | None = None
-    tool_calls: msgspec.Raw | None = None
-    function_call: msgspec.Raw | None = None
+    content: msgspec.Raw = _NULL
+    reasoning_content: msgspec.Raw = _NULL
+    reasoning: msgspec.Raw = _NULL
+    refusal: msgspec.Raw = _NULL
+    tool_calls: msgspec.Raw = _NULL
+    function_call: msgspec.Raw = _NULL
 
     @property
     def carries(self) -> bool:
         return any(
-            raw is not None and bytes(raw) not in _EMPTY
+            bytes(raw) not in _EMPTY
             for raw in (
                 self.content, self.reasoning_content, self.tool_calls, self.reasoning, self.refusal, self.function_call,
             )
@@ -90,7 +91,7 @@ class EngineChunk(msgspec.Struct, frozen=True):
     usage: EngineUsage | None = None
     timings: _Timings | None = None
     prompt_progress: _PromptProgress | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NULL
     object: str | None = None
 
     @property
@@ -113,7 +114,7 @@ def read_chunk(payload: bytes) -> EngineChunk:
         chunk = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenStreamError("the engine sent something that is not a chunk") from error
-    if chunk.object == "error" or (chunk.error is not None and bytes(chunk.error) != b"null"):
+    if chunk.object == "error" or bytes(chunk.error) != b"null":
         raise EngineRefusedError(_error_status(payload), payload, None)
     if any(choice.finish_reason == _ABORTED for choice in chunk.choices):
         raise BrokenStreamError("the engine aborted the generation")

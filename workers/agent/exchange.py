@@ -162,7 +162,7 @@ class Exchange:
 
     def _break(self, error: CocoonError) -> None:
         """Before the head the engine's failure can still become an HTTP error."""
-        _log.warning("engine_broke_job", job_id=str(self._job.ticket.job_id), reason=type(error).__name__)
+        _log.warning("engine_broke_job", job_id=str(self._job.ticket.job_id), reason=_loggable(error))
         if isinstance(error, EngineRefusedError):
             self._refusal = refusals.engine_refusal(error.status, error.body, error.retry_after)
         elif isinstance(error, EngineUnavailableError):
@@ -213,7 +213,8 @@ class Exchange:
         await self._open(send)
         # From here on the answer counts as given: its receipt is signed and its last bytes are on their way.
         self._complete = True
-        frames = last + hop.trailer_frame(trailer)
+        counts = hop.progress_frame(usage) if usage != self._told else b""
+        frames = last + counts + hop.trailer_frame(trailer)
         await send({"type": "http.response.body", "body": frames, "more_body": False})
 
     async def _open(self, send: Send) -> None:
@@ -306,3 +307,8 @@ def _trailer(signed: SignedReceipt, usage: TokenUsage, finish_reason: str, failu
         receipt_body=signed.body,
         failure=failure,
     )
+
+
+def _loggable(error: CocoonError) -> str:
+    """Our own words about a broken stream; of anything else the kind only, since it could quote the answer."""
+    return str(error) if isinstance(error, BrokenStreamError) else type(error).__name__

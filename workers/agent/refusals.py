@@ -94,7 +94,7 @@ def body_too_large(limit: int) -> Refusal:
 class _EngineErrorInside(msgspec.Struct, frozen=True):
     message: str | None = None
     type: str | None = None
-    param: msgspec.Raw | None = None
+    param: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _EngineError(msgspec.Struct, frozen=True):
@@ -103,8 +103,8 @@ class _EngineError(msgspec.Struct, frozen=True):
     error: _EngineErrorInside | str | None = None
     message: str | None = None
     type: str | None = None
-    param: msgspec.Raw | None = None
-    detail: msgspec.Raw | None = None
+    param: msgspec.Raw = msgspec.Raw(b"null")
+    detail: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _engine_error_decoder = msgspec.json.Decoder(_EngineError)
@@ -139,18 +139,12 @@ def _read_engine_error(body: bytes) -> tuple[str, str | None, str | None]:
         case str() as message:
             kind, param = error.type, error.param
         case None:
-            message, kind, param = error.message or _detail(error.detail), error.type, error.param
+            message, kind, param = error.message or _text(error.detail), error.type, error.param
     return (message or fallback)[:ENGINE_MESSAGE_CHARS_MAX], kind, _text(param)
 
 
-def _detail(raw: msgspec.Raw | None) -> str | None:
-    """FastAPI's `detail`: a text, or a list of validation errors that quote the input and so stay here."""
-    return _text(raw)
-
-
-def _text(raw: msgspec.Raw | None) -> str | None:
-    if raw is None:
-        return None
+def _text(raw: msgspec.Raw) -> str | None:
+    """A JSON text; None for anything else, such as FastAPI's list of validation errors, which quotes the input."""
     try:
         return msgspec.json.decode(raw, type=str)
     except msgspec.DecodeError:
