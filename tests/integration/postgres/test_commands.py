@@ -1,0 +1,100 @@
+"""`cocoon migrate`, `cocoon keys` and `cocoon prices` against a real database, as processes."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import uuid
+
+import msgspec
+import pytest
+
+from billing.ports import LedgerUnavailableError
+from billing.postgres.account import Accounts
+from billing.postgres.ledger import PostgresLedger
+from billing.postgres.pool import Pool
+from billing.postgres.prices import load_price_book
+from cocoon.ids import is_secret_key
+from cocoon.money import Amount, Price
+
+
+async def cocoon(url: str | None, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {name: value for name, value in os.environ.items() if name != "COCOON_DATABASE_URL"}
+    if url is not None:
+        environment["COCOON_DATABASE_URL"] = url
+    command = [sys.executable, "-m", "cli.main", *arguments]
+    return await asyncio.to_thread(
+        subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+async def test_migrate_applies_everything_then_nothing(empty_database_url: str) -> None:
+    first = await cocoon(empty_database_url, "migrate")
+    assert first.returncode == 0
+    assert first.stdout.splitlines()[0] == "applied 0001_accounts"
+    assert (await cocoon(empty_database_url, "migrate")).stdout == "up to date\n"
+
+
+async def test_a_missing_url_is_named(database_url: str) -> None:
+    failed = await cocoon(None, "keys", "list")
+    assert failed.returncode == 1
+    assert "COCOON_DATABASE_URL" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+async def test_an_unreachable_database_is_one_line_without_the_password() -> None:
+    failed = await cocoon("postgresql://cocoon:hunter2@127.0.0.1:1/x", "migrate")
+    assert failed.returncode == 1
+    assert LedgerUnavailableError.code in failed.stderr
+    assert "hunter2" not in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+async def test_a_key_is_printed_alone_and_its_customer_credited(database_url: str, pool: Pool) -> None:
+    created = await cocoon(
+        database_url, "keys", "create", "--customer", "Ada", "--name", "app", "--rpm", "60", "--credit", "1.5"
+    )
+    assert created.returncode == 0, created.stderr
+    secret = created.stdout.strip()
+    assert is_secret_key(secret)
+    customer = await Accounts(pool).find_customer("Ada")
+    assert isinstance(customer, uuid.UUID)
+    assert (await PostgresLedger(pool).balance(customer)).available == Amount(1_500_000_000)
+
+    listed = await cocoon(database_url, "keys", "list", "--json")
+    (key,) = (msgspec.json.decode(line) for line in listed.stdout.splitlines())
+    assert (key["prefix"], key["customer"], key["requests_per_min"]) == (secret[:16], "Ada", 60)
+
+    again = await cocoon(database_url, "keys", "create", "--customer", "Ada", "--name", "app")
+    assert again.returncode == 1
+    assert "live key named 'app'" in again.stderr
+
+    assert (await cocoon(database_url, "keys", "revoke", secret[:16])).stdout == f"revoked {key['key_id']}\n"
+    assert (await cocoon(database_url, "keys", "revoke", secret[:16])).returncode == 1
+    table = (await cocoon(database_url, "keys", "list", "--revoked")).stdout
+    assert table.splitlines()[1].endswith("revoked")
+    assert secret not in table
+
+
+@pytest.mark.parametrize("credit", ["1e3", "-1", "0.0000000001", "NaN", "1,5", ""])
+async def test_an_inexact_credit_is_refused(database_url: str, credit: str) -> None:
+    refused = await cocoon(database_url, "keys", "create", "--customer", "A", "--name", "b", f"--credit={credit}")
+    assert refused.returncode == 2
+    assert "amount in TON" in refused.stderr
+
+
+async def test_a_new_price_is_a_new_version_in_force(database_url: str, pool: Pool) -> None:
+    for completion in ("1.6", "2"):
+        done = await cocoon(
+            database_url, "prices", "set", "smollm2", "--context", "2048", "--prompt", "0.4", "--cached", "0.04",
+            "--completion", completion,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    offer = (await load_price_book(pool)).offer("smollm2")
+    assert offer is not None
+    assert offer.price == Price(
+        version=2, prompt=400_000_000, cached=40_000_000, completion=2_000_000_000, share_bps=9_500
+    )
+    assert (offer.context_tokens, offer.default_max_completion) == (2048, 4096)
+    lines = (await cocoon(database_url, "prices", "list")).stdout.splitlines()
+    assert [line[:12] for line in lines] == ["  smollm2 v1", "* smollm2 v2"]
