@@ -49,7 +49,7 @@ def run() -> None:
                 f" stop it, or choose another: COCOON_PORT={settings.port + 1} make dev"
             )
         rng = system_random()
-        network = Network(settings, state, state.secrets(clock, rng), clock, rng, screen)
+        network = Network(settings, state, state.secrets(rng), clock, rng, screen)
         try:
             asyncio.run(Supervisor(state, clock, network.changed).run(network.boot))
         finally:

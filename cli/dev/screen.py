@@ -35,7 +35,7 @@ class Screen:
         self._output = output
         self._terminal = output.isatty()
         self._drawn = 0
-        self._shown: dict[str, Row] = {}
+        self._shown: dict[str, tuple[str, dt.datetime]] = {}
         self._said: tuple[str, ...] = ()
 
     def show(self, rows: Sequence[Row], lines: Sequence[str]) -> None:
@@ -44,8 +44,8 @@ class Screen:
             self._redraw([*(row.text() for row in rows), "", *lines])
         else:
             for row in rows:
-                if self._shown.get(row.name) != row:
-                    self._shown[row.name] = row
+                if self._shown.get(row.name) != (row.state, row.since):
+                    self._shown[row.name] = (row.state, row.since)
                     self._write(f"{row.text()}\n")
             if tuple(lines) != self._said:
                 self._said = tuple(lines)

@@ -15,6 +15,8 @@ from cli.dev.state import Secrets
 from cocoon.clock import Clock
 from cocoon.ids import new_job_id
 from cocoon.money import NANO_PER_UNIT, Amount
+from gateway.auth import Role
+from gateway.postgres.keys import KeySpec, KeyStore
 
 MODEL = "smollm2-135m-instruct"
 CONTEXT_TOKENS = 4096
@@ -32,13 +34,21 @@ async def seed(dsn: str, secrets: Secrets, clock: Clock, rng: random.Random) -> 
 
     Raises:
         LedgerUnavailableError: the database cannot be reached.
+        KeyNameTakenError: the keys are not those of this database; its state directory was mixed with another.
     """
     async with open_pool(dsn, application=APPLICATION) as pool:
-        customer_id = await Accounts(pool).open_customer(secrets.customer_id, CUSTOMER)
+        customer_id = await Accounts(pool).open_customer(new_job_id(clock, rng), CUSTOMER)
         ledger = PostgresLedger(pool)
         balance = await ledger.balance(customer_id)
         if balance.available.nano + balance.held.nano + balance.spent.nano == 0:
             await ledger.deposit(new_job_id(clock, rng), customer_id, CREDIT)
+        keys = KeyStore(pool, rng)
+        for secret, role in (
+            (secrets.api_key, Role.CUSTOMER),
+            (secrets.admin_key, Role.ADMIN),
+            (secrets.worker_key, Role.WORKER),
+        ):
+            await keys.seed(secret, KeySpec(customer_id=customer_id, name=f"{CUSTOMER} {role.value}", role=role))
         await _seed_model(pool)
 
 

@@ -7,15 +7,13 @@ import fcntl
 import hashlib
 import os
 import random
-import uuid
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 
-from cocoon.clock import Clock
 from cocoon.errors import CocoonError
-from cocoon.ids import ADMIN_KEY_PREFIX, API_KEY_PREFIX, WORKER_KEY_PREFIX, new_job_id, new_secret_key
+from cocoon.ids import ADMIN_KEY_PREFIX, API_KEY_PREFIX, WORKER_KEY_PREFIX, new_secret_key
 
 PRIVATE = 0o600
 SECRET_HEX = 64
@@ -40,10 +38,6 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str
     admin_key: str
     worker_key: str
-    customer_id: uuid.UUID
-    api_key_id: uuid.UUID
-    admin_key_id: uuid.UUID
-    worker_key_id: uuid.UUID
     network_secret: str
     postgres_password: str
     redis_password: str
@@ -139,14 +133,14 @@ class StateDirectory:
             os.close(self._lock_fd)
             self._lock_fd = None
 
-    def secrets(self, clock: Clock, rng: random.Random) -> Secrets:
+    def secrets(self, rng: random.Random) -> Secrets:
         """The kept secrets; what an older version did not have yet is made now.
 
         Raises:
             DevError: the file is damaged.
         """
         kept = self._read_object(self._secrets)
-        merged = msgspec.to_builtins(new_secrets(clock, rng)) | kept
+        merged = msgspec.to_builtins(new_secrets(rng)) | kept
         try:
             secrets = msgspec.convert(merged, Secrets)
         except msgspec.ValidationError as error:
@@ -192,16 +186,12 @@ class StateDirectory:
             raise DevError(f"{path} is damaged; move {self.root} away to start afresh") from error
 
 
-def new_secrets(clock: Clock, rng: random.Random) -> Secrets:
+def new_secrets(rng: random.Random) -> Secrets:
     """Fresh secrets of 256 bits each."""
     return Secrets(
         api_key=new_secret_key(API_KEY_PREFIX, rng),
         admin_key=new_secret_key(ADMIN_KEY_PREFIX, rng),
         worker_key=new_secret_key(WORKER_KEY_PREFIX, rng),
-        customer_id=new_job_id(clock, rng),
-        api_key_id=new_job_id(clock, rng),
-        admin_key_id=new_job_id(clock, rng),
-        worker_key_id=new_job_id(clock, rng),
         network_secret=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
         postgres_password=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
         redis_password=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from cli.dev.state import AlreadyRunningError, DevError, DevFile, Ports, StateDirectory
-from cocoon.clock import ManualClock
 from cocoon.ids import is_secret_key
 
 
@@ -39,26 +38,25 @@ def dev_file(**pids: int) -> DevFile:
 
 
 def test_secrets_are_made_once_and_private(state: StateDirectory) -> None:
-    first = state.secrets(ManualClock(), random.Random(1))
-    second = state.secrets(ManualClock(), random.Random(2))
+    first = state.secrets(random.Random(1))
+    second = state.secrets(random.Random(2))
     assert first == second
     assert mode(state.root / "secrets.json") == 0o600
     assert all(is_secret_key(key) for key in (first.api_key, first.admin_key, first.worker_key))
     assert len(bytes.fromhex(first.network_secret)) == 32
-    assert first.customer_id.version == first.api_key_id.version == 7
     assert first.api_key not in repr(first)
 
 
 def test_a_secret_that_an_older_version_lacked_is_added_and_the_others_stay(state: StateDirectory) -> None:
-    first = state.secrets(ManualClock(), random.Random(1))
+    first = state.secrets(random.Random(1))
     path = state.root / "secrets.json"
     kept = json.loads(path.read_text())
     del kept["admin_key"]
     path.write_text(json.dumps(kept))
-    second = state.secrets(ManualClock(), random.Random(2))
+    second = state.secrets(random.Random(2))
     assert second.api_key == first.api_key
     assert second.admin_key != first.admin_key
-    assert state.secrets(ManualClock(), random.Random(3)) == second
+    assert state.secrets(random.Random(3)) == second
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"api_key": 1}'])
@@ -66,7 +64,7 @@ def test_damaged_secrets_stop_the_start_and_are_not_replaced(state: StateDirecto
     path = state.root / "secrets.json"
     path.write_text(content)
     with pytest.raises(DevError, match="damaged"):
-        state.secrets(ManualClock(), random.Random(1))
+        state.secrets(random.Random(1))
     assert path.read_text() == content
 
 
