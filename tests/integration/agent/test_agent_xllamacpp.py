@@ -1,0 +1,119 @@
+"""The agent with its embedded engine and a real model, as `make dev` runs it. Never asserts what the model says."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocoon import hop
+from tests.integration.agent.conftest import AgentProcess, Launch
+from tests.integration.agent.fake_gateway import Peer, until
+
+pytest.importorskip("xllamacpp")
+
+MODEL = "smollm2"
+CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Count to fifty."}], "seed": 1}
+LONG = {**CHAT, "messages": [{"role": "user", "content": "word " * 3000}]}
+ENGINE = {
+    "COCOON_ENGINE": "xllamacpp", "COCOON_SERVED_MODEL": MODEL, "COCOON_ENGINE_THREADS": "1",
+    "COCOON_WORKER_CAPACITY": "2",
+}  # fmt: skip
+
+
+def _engine_pids(agent_pid: int) -> list[int]:
+    """Processes whose parent is the agent."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[1]) == agent_pid and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def _start(launch: Launch, **variables: str) -> tuple[AgentProcess, Peer]:
+    agent = await launch(**{**ENGINE, **variables})
+    return agent, await agent.peer()
+
+
+async def test_a_real_model_answers_both_ways_and_hides_what_was_injected(launch: Launch) -> None:
+    agent, peer = await _start(launch)
+    # llama.cpp lets n_predict win over max_tokens: the ticket must win over both.
+    body = {**CHAT, "stream": True, "max_tokens": 8, "n_predict": 40, "stream_options": {"include_usage": True}}
+    answer = await peer.chat(body, max_completion=8)
+    assert answer.payloads[-1] == b"[DONE]"
+    assert 1 <= answer.trailer.usage.completion <= 8
+    assert all("timings" not in chunk and "prompt_progress" not in chunk for chunk in answer.chunks)
+    assert answer.chunks[-1]["usage"]["completion_tokens"] == answer.trailer.usage.completion
+    assert len([chunk for chunk in answer.chunks if chunk["choices"] == []]) == 1
+    assert answer.text
+
+    unary = await peer.chat({**CHAT, "n": 2, "max_tokens": 4, "logprobs": True, "top_logprobs": 1})
+    document = unary.data
+    parsed = json.loads(document)
+    assert [choice["index"] for choice in parsed["choices"]] == [0, 1]
+    assert all(len(choice["logprobs"]["content"]) == 4 for choice in parsed["choices"])
+    # llama.cpp itself reports one choice of two here.
+    assert parsed["usage"]["completion_tokens"] == unary.trailer.usage.completion == 8
+    assert "timings" not in parsed
+
+    too_long = await peer.chat({**CHAT, "messages": [{"role": "user", "content": "word " * 9000}]})
+    assert (too_long.status, too_long.error["code"]) == (400, "context_length_exceeded")
+    children = _engine_pids(agent.pid)
+    agent.terminate()
+    assert await agent.exited() == 0
+    await until(lambda: not any(_alive(pid) for pid in children), 2.0)
+
+
+async def test_leaving_frees_the_engine_within_a_second_in_decode_and_prefill(launch: Launch) -> None:
+    # One slot: whatever still ran would keep the next job waiting, for twenty seconds in the case of the prefill.
+    _, peer = await _start(launch, COCOON_WORKER_CAPACITY="1")
+    for body, frame in ((CHAT, hop.FrameKind.DATA), (LONG, hop.FrameKind.PROGRESS)):
+        async with peer.begun(
+            {**body, "stream": True, "max_tokens": 900, "ignore_eos": True}, max_completion=900
+        ) as job:
+            await job.until_frame(frame)
+        assert await peer.until_idle(1.0) < 1.0
+        began = time.monotonic()
+        quick = await peer.chat({**CHAT, "stream": True, "max_tokens": 1})
+        assert quick.status == 200
+        assert time.monotonic() - began < 1.5, frame
+    async with peer.begun({**LONG, "max_tokens": 900}, max_completion=900) as unary:
+        await unary.until_frame(hop.FrameKind.PROGRESS)
+    began = time.monotonic()
+    assert (await peer.chat({**CHAT, "stream": True, "max_tokens": 1})).status == 200
+    assert time.monotonic() - began < 1.5
+
+
+async def test_the_engine_comes_back_after_a_crash_and_dies_with_the_agent(launch: Launch) -> None:
+    agent, peer = await _start(launch)
+    (engine,) = _engine_pids(agent.pid)
+    os.kill(engine, signal.SIGKILL)
+    await until(lambda: not _alive(engine))
+
+    async def status() -> int:
+        return (await peer.chat({**CHAT, "max_tokens": 1})).status
+
+    end = time.monotonic() + 15
+    while await status() != 200:
+        assert time.monotonic() < end, agent.output
+        await asyncio.sleep(0.1)
+    (engine,) = _engine_pids(agent.pid)
+    agent.process.kill()
+    await agent.exited()
+    await until(lambda: not _alive(engine), 2.0)
