@@ -25,7 +25,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
-	$(BIN)/sqlfluff lint --processes 2 -q migrations billing gateway
+	$(BIN)/sqlfluff lint --processes 2 -q migrations billing gateway workers
 	$(BIN)/squawk --config deploy/squawk.toml migrations/*.sql
 	$(BIN)/deptry .
 

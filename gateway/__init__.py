@@ -1,0 +1,1 @@
+"""The OpenAI-compatible edge and its composition root."""

@@ -96,6 +96,7 @@ class KeyTable:
         self._by_hash: dict[bytes, Principal] = {}
         self._hash_of: dict[uuid.UUID, bytes] = {}
         self._confirmed: float | None = None
+        self._origins: frozenset[str] | None = None
 
     def __len__(self) -> int:
         return len(self._by_hash)
@@ -110,6 +111,7 @@ class KeyTable:
         by_hash = {record.sha256: record.principal for record in records}
         self._hash_of = {principal.key_id: sha256 for sha256, principal in by_hash.items()}
         self._by_hash = by_hash
+        self._origins = None
         self.confirm(confirmed_at)
 
     def put(self, record: KeyRecord) -> None:
@@ -117,12 +119,20 @@ class KeyTable:
         self.remove(record.principal.key_id)
         self._by_hash[record.sha256] = record.principal
         self._hash_of[record.principal.key_id] = record.sha256
+        self._origins = None
 
     def remove(self, key_id: uuid.UUID) -> None:
         """Forget a key; unknown ids are no error."""
         sha256 = self._hash_of.pop(key_id, None)
         if sha256 is not None:
             del self._by_hash[sha256]
+            self._origins = None
+
+    def allows_origin(self, origin: str) -> bool:
+        """Whether any key may be used from this web origin; a CORS preflight does not say which key it is for."""
+        if self._origins is None:
+            self._origins = frozenset[str]().union(*(held.cors_origins for held in self._by_hash.values()))
+        return origin in self._origins
 
     def confirm(self, confirmed_at: float) -> None:
         """The database answered a question asked at `confirmed_at` (monotonic): nothing was missed until then."""

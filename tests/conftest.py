@@ -1,3 +1,3 @@
 """Fixtures that every folder of tests may ask for."""
 
-pytest_plugins = ["tests.fixtures_postgres"]
+pytest_plugins = ["tests.fixtures_postgres", "tests.fixtures_redis", "tests.fixtures_gateway"]

@@ -1,0 +1,1 @@
+"""Where HTTP begins and ends: handlers, headers, status codes. Nothing below knows of them."""

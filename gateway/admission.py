@@ -1,0 +1,177 @@
+"""What a request may cost at most, and the hold that covers it.
+
+The prompt's tokens are not known before the engine has counted them, so its bound is its bytes (no tokenizer
+makes more tokens than bytes) plus what the template adds; a modality that is not text counts as the whole context.
+"""
+
+import datetime as dt
+import uuid
+
+import msgspec
+
+from billing.ports import HoldRequest, Ledger
+from billing.pricing import ModelOffer, PriceBook
+from cocoon import openai
+from cocoon.money import NUMERATOR_PER_NANO, Amount, ceiling
+from cocoon.openai import ChatRequest
+from cocoon.usage import TokenUsage
+from gateway.auth import Principal
+from gateway.errors import InvalidRequestError, ModelForbiddenError, ModelUnknownError
+
+MESSAGES_MAX = 100_000
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Upper bounds of one attempt in tokens; `completion` is the total over `choices`."""
+
+    prompt: int
+    completion: int
+    choices: int
+
+    @property
+    def completion_per_choice(self) -> int:
+        """The maximum that the engine is given."""
+        return self.completion // self.choices
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
+    """A request with credit behind it."""
+
+    job_id: uuid.UUID
+    offer: ModelOffer
+    bounds: Bounds
+    held: Amount
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """Decode what we act on.
+
+    Raises:
+        InvalidRequestError: not JSON, not UTF-8, a wrong type, or an impossible value; names the field.
+    """
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequestError("The body is not valid UTF-8.", code="invalid_utf8") from None
+    try:
+        request = openai.chat_request_decoder.decode(body)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `")
+        param = path.rstrip("`").removeprefix("$").lstrip(".") or None
+        if param is None and "required field" in message:
+            param = message.split("`")[1]
+        raise InvalidRequestError(message + ".", param=param, code="invalid_type") from None
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequestError("The body is not valid JSON.", code="invalid_json") from None
+    _check_values(request)
+    return request
+
+
+def choose_offer(prices: PriceBook, principal: Principal, model: str) -> ModelOffer:
+    """The price and the limits of the model.
+
+    Raises:
+        ModelForbiddenError: the key is confined to other models.
+        ModelUnknownError: it has no price.
+    """
+    if principal.allowed_models and model not in principal.allowed_models:
+        raise ModelForbiddenError(f"This API key may not use the model {_shown(model)}.")
+    offer = prices.offer(model)
+    if offer is None:
+        raise ModelUnknownError(f"The model {_shown(model)} does not exist.")
+    return offer
+
+
+def bound(request: ChatRequest, body: bytes, offer: ModelOffer) -> Bounds:
+    """Token bounds before the balance is looked at.
+
+    Raises:
+        InvalidRequestError: more tokens asked for than the model's context has.
+    """
+    context = offer.context_tokens
+    asked = request.asked_completion
+    if asked is not None and asked > context:
+        raise InvalidRequestError(
+            f"max_tokens is {asked}, but the model's context has {context} tokens.",
+            param="max_tokens" if request.max_tokens is not None else "max_completion_tokens",
+            code="context_length_exceeded",
+        )
+    per_choice = min(asked if asked is not None else offer.default_max_completion, context)
+    template = offer.template_tokens_per_message * len(request.messages) + offer.base_tokens
+    prompt = context if _has_media(request) else min(context, len(body) + template)
+    return Bounds(prompt=prompt, completion=per_choice * request.choices, choices=request.choices)
+
+
+async def hold_credit(
+    ledger: Ledger, principal: Principal, job_id: uuid.UUID, request: ChatRequest, bounds: Bounds, offer: ModelOffer,
+    ttl: dt.timedelta,
+) -> Admission:  # fmt: skip
+    """Reserve the worst case; without `max_tokens`, as much of it as the balance affords (PROTOCOL §6).
+
+    Raises:
+        InsufficientCreditError: the balance does not cover the request.
+        LedgerUnavailableError: the books cannot be reached.
+    """
+    price = offer.price
+    prompt_cost = price.numerator(TokenUsage(prompt=bounds.prompt))
+    worst = prompt_cost + price.numerator(TokenUsage(completion=bounds.completion))
+    least = worst
+    if request.asked_completion is None:
+        least = prompt_cost + price.numerator(TokenUsage(completion=bounds.choices))
+    hold = await ledger.hold(
+        HoldRequest(
+            job_id=job_id,
+            customer_id=principal.customer_id,
+            amount_min=ceiling(least),
+            amount_max=ceiling(worst),
+            ttl_s=int(ttl.total_seconds()),
+        )
+    )
+    completion = bounds.completion
+    if hold.amount.nano * NUMERATOR_PER_NANO < worst:
+        affordable = (hold.amount.nano * NUMERATOR_PER_NANO - prompt_cost) // price.completion
+        completion = affordable - affordable % bounds.choices
+    return Admission(
+        job_id=job_id,
+        offer=offer,
+        bounds=Bounds(prompt=bounds.prompt, completion=completion, choices=bounds.choices),
+        held=hold.amount,
+    )
+
+
+def _check_values(request: ChatRequest) -> None:
+    if not request.model:
+        raise InvalidRequestError("model must not be empty.", param="model", code="invalid_value")
+    if not request.messages:
+        raise InvalidRequestError("messages must not be empty.", param="messages", code="empty_array")
+    if len(request.messages) > MESSAGES_MAX:
+        raise InvalidRequestError(f"More than {MESSAGES_MAX} messages.", param="messages", code="array_too_long")
+    for name in ("max_tokens", "max_completion_tokens"):
+        value: int | None = getattr(request, name)
+        if value is not None and value < 1:
+            raise InvalidRequestError(f"{name} must be at least 1.", param=name, code="integer_below_min_value")
+    if not 1 <= request.choices <= openai.MAX_CHOICES:
+        raise InvalidRequestError(
+            f"n must lie between 1 and {openai.MAX_CHOICES}.", param="n", code="integer_out_of_range"
+        )
+
+
+def _has_media(request: ChatRequest) -> bool:
+    """Whether anything but text is in the prompt. Unreadable content counts as media: the bound must hold."""
+    for message in request.messages:
+        content = bytes(message.content)
+        if content[:1] not in {b'"', b"n"}:
+            try:
+                parts = openai.parts_decoder.decode(content)
+            except msgspec.DecodeError as error:
+                raise InvalidRequestError(
+                    "content must be a string or an array of parts with a type.", param="messages", code="invalid_type"
+                ) from error
+            if any(part.type not in {"text", "refusal"} for part in parts):
+                return True
+    return False
+
+
+def _shown(model: str) -> str:
+    """A name from outside, quoted and cut: it may hold anything."""
+    return repr(model[:128])

@@ -1,0 +1,243 @@
+"""The composition root: the only place that knows which parts there are and how they fit together."""
+
+import asyncio
+import contextlib
+import gc
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Self, cast
+
+import structlog
+from litestar import Litestar, Request, Response
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.handlers import asgi
+from litestar.openapi.config import OpenAPIConfig
+from litestar.types import HTTPScope, Receive, Scope, Send
+
+from billing.postgres.account import Accounts
+from billing.postgres.ledger import PostgresLedger
+from billing.postgres.partitions import ensure_partitions
+from billing.postgres.pool import Pool, open_pool
+from billing.postgres.prices import load_price_book
+from cocoon import openai
+from cocoon.clock import SystemClock, system_random
+from cocoon.errors import CocoonError
+from cocoon.logs import configure_logging
+from cocoon.tracing import start_tracer
+from gateway.attempts import Attempts
+from gateway.auth import KeyTable
+from gateway.client import Limits
+from gateway.http.account import AccountController
+from gateway.http.chat import serve_chat
+from gateway.http.errors import error_answer
+from gateway.http.health import healthz, readyz
+from gateway.http.models import ModelsController
+from gateway.http.workers import WorkersController
+from gateway.pipeline import Pipeline
+from gateway.postgres.keys import KeyListener
+from gateway.prices import Prices
+from gateway.redis.limiter import RedisLimiter
+from gateway.services import Services
+from gateway.settings import Settings, read_settings
+from gateway.settle import Settler
+from gateway.stopping import graceful_stop
+from workers.enrolments import upstream
+from workers.postgres.enrolments import EnrolmentListener, EnrolmentStore
+from workers.redis.heartbeats import HeartbeatBus
+from workers.registry import Registry
+from workers.routing import RetryBudget, Router
+from workers.tokens import HeartbeatTokens
+from workers.transport import Transport
+
+SWEEP_S = 5.0
+"""How often each process looks for holds past their time."""
+SWEEP_HOLDS_MAX = 500
+PARTITIONS_S = 3600.0
+RESTART_S = 1.0
+ENROLMENTS_S_MAX = 5.0
+log = structlog.get_logger()
+
+
+Opener = Callable[[Settings], contextlib.AbstractAsyncContextManager[Services]]
+
+
+def create_app(settings: Settings | None = None, opener: Opener | None = None) -> Litestar:
+    """The application of one process, configured from the environment; `opener` builds its parts."""
+    configure_logging("gateway")
+    chosen = settings or read_settings()
+    holder: list[Services] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncGenerator[None]:
+        async with (opener or open_services)(chosen) as services, graceful_stop(services):
+            holder.append(services)
+            # What start-up made lives for ever: keeping it out of collections takes the 99th percentile down 3x.
+            gc.collect()
+            gc.freeze()
+            yield
+
+    @asgi("/v1/chat/completions", copy_scope=False)
+    async def chat(scope: Scope, receive: Receive, send: Send) -> None:
+        services = holder[0]
+        http = cast("HTTPScope", scope)
+        await serve_chat(services.pipeline, services.settings.body_bytes_max, http, receive, send)
+
+    return Litestar(
+        route_handlers=[chat, ModelsController, AccountController, WorkersController, healthz, readyz],
+        lifespan=[lifespan],
+        dependencies={"services": Provide(lambda: holder[0], sync_to_thread=False)},
+        exception_handlers={CocoonError: _typed_error, HTTPException: _framework_error, Exception: _unknown_error},
+        openapi_config=OpenAPIConfig(title="Cocoon", version="1", path="/schema"),
+        logging_config=None,
+        debug=False,
+    )
+
+
+@contextlib.asynccontextmanager
+async def open_services(settings: Settings) -> AsyncGenerator[Services]:
+    """Build, start and, in reverse order, stop every part of a process."""
+    clock, rng = SystemClock(), system_random()
+    database_url, redis_url = settings.database_url.reveal(), settings.redis_url.reveal()
+    network_secret = bytes.fromhex(settings.network_secret.reveal())
+    keys, prices, registry = KeyTable(clock), Prices(), Registry(clock)
+    registry.set_upstreams(
+        upstream(
+            name=u.name, url=u.url, models=u.models, context_tokens=u.context_tokens, capacity=u.capacity,
+            api_key=u.api_key,
+        )
+        for u in settings.upstreams
+    )  # fmt: skip
+    limits = Limits(
+        first_byte_s=settings.first_byte_s,
+        idle_s=settings.idle_s,
+        request_s_max=settings.request_s_max,
+        keep_alive_s=settings.keep_alive_s,
+        exchanges_max=settings.exchanges_max,
+    )
+    tracer = start_tracer("cocoon-gateway", settings.otlp_endpoint, rng)
+    transport = Transport(clock, allow_private=settings.allow_private_workers)
+    limiter = RedisLimiter(redis_url, clock)
+    heartbeats = HeartbeatBus(redis_url, registry, clock, rng)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(tracer.close)
+        stack.callback(transport.close)
+        stack.push_async_callback(limiter.close)
+        stack.push_async_callback(heartbeats.close)
+        pool = await stack.enter_async_context(open_pool(database_url, application="cocoon-gateway"))
+        ledger = await stack.enter_async_context(PostgresLedger(pool))
+        settler = await stack.enter_async_context(Settler(ledger, clock))
+        attempts = Attempts(
+            Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
+            network_secret=network_secret, global_id=settings.global_id, request_s_max=settings.request_s_max,
+        )  # fmt: skip
+        pipeline = Pipeline(
+            keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
+            tracer=tracer, clock=clock, rng=rng, limits=limits,
+        )  # fmt: skip
+        services = Services(
+            settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
+            registry=registry,
+            enrolments=EnrolmentStore(pool, clock, allow_private=settings.allow_private_workers),
+            heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, pipeline=pipeline,
+        )  # fmt: skip
+        key_listener = KeyListener(database_url, keys, clock, rng)
+        enrolment_listener = EnrolmentListener(
+            database_url, registry, clock, rng, allow_private=settings.allow_private_workers
+        )
+        background = await stack.enter_async_context(_Background())
+        background.start("keys", key_listener.run)
+        background.start("enrolments", enrolment_listener.run)
+        background.start("heartbeats", lambda: _after_enrolments(enrolment_listener, heartbeats))
+        background.start("prices", lambda: prices.keep_fresh(lambda: load_price_book(pool)))
+        background.start("limits", limiter.run)
+        background.start("sweep", lambda: _sweep(ledger))
+        background.start("partitions", lambda: _keep_partitions(pool))
+        yield services
+
+
+class _Background:
+    """Endless tasks; one that fails is logged and started again, the others go on."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self._group.__aexit__(None, None, None)
+
+    def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(self._group.create_task(self._for_ever(name, work), name=name))
+
+    async def _for_ever(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("background_task_failed", task=name)
+            await asyncio.sleep(RESTART_S)
+
+
+def _dice(rng: random.Random) -> random.Random:
+    """Routing draws twice a request and hides nothing: no system call for it."""
+    return random.Random(rng.getrandbits(64))  # noqa: S311
+
+
+async def _after_enrolments(listener: EnrolmentListener, heartbeats: HeartbeatBus) -> None:
+    """Heartbeats are read once it is known whose they are, so that a new process routes at once."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ENROLMENTS_S_MAX):
+            await listener.loaded.wait()
+    await heartbeats.run()
+
+
+async def _sweep(ledger: PostgresLedger) -> None:
+    """Release holds whose process died. Every process sweeps; rows that another one holds are skipped."""
+    while True:
+        with contextlib.suppress(CocoonError):
+            expired = await ledger.expire_due(SWEEP_HOLDS_MAX)
+            if expired:
+                log.info("holds_expired", count=expired)
+        await asyncio.sleep(SWEEP_S)
+
+
+async def _keep_partitions(pool: Pool) -> None:
+    """Have the days to come ready before they come."""
+    while True:
+        try:
+            await ensure_partitions(pool)
+        except CocoonError as error:
+            log.warning("partitions_not_ensured", code=error.code)
+            await asyncio.sleep(SWEEP_S)
+            continue
+        await asyncio.sleep(PARTITIONS_S)
+
+
+def _typed_error(_: Request[Any, Any, Any], error: CocoonError) -> Response[bytes]:
+    answer = error_answer(error)
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
+    return Response(answer.body, status_code=answer.status, headers=headers, media_type="application/json")
+
+
+def _framework_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    """Litestar's own refusals (no such path, wrong method, bad parameter) in OpenAI's shape."""
+    server = error.status_code >= 500  # noqa: PLR2004  HTTP's own border
+    kind = "server_error" if server else "invalid_request_error"
+    message = "Internal error." if server else error.detail
+    return Response(
+        openai.error_json(message, kind, code=error.__class__.__name__.removesuffix("Exception").lower()),
+        status_code=error.status_code,
+        headers=dict(error.headers or {}),
+        media_type="application/json",
+    )
+
+
+def _unknown_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    log.error("request_failed", path=request.url.path, exc_info=error)
+    return _typed_error(request, CocoonError())

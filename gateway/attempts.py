@@ -1,0 +1,179 @@
+"""Find a worker that answers: choose, send, and, before the first byte only, try another.
+
+An attempt is never repeated at the same worker, and never beyond the retry budget: when everything fails, retries
+must not make it worse.
+"""
+
+import uuid
+
+import structlog
+
+from cocoon import openai
+from cocoon.clock import Clock
+from cocoon.errors import CocoonError, MalformedError
+from cocoon.http1 import HopError
+from cocoon.openai import ChatRequest
+from cocoon.ticket import Ticket, plain_request_digest, seal_ticket, ticket_key
+from gateway.admission import Admission
+from gateway.attempt import Attempt, AttemptBusyError, AttemptFailedError
+from gateway.client import Client
+from gateway.errors import AnswerBrokenError, UpstreamRefusedError
+from gateway.exchange import Event
+from gateway.walk import Call, Walk
+from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
+from workers.routing import DispatchOutcome, RetryBudget, Router
+from workers.targets import Worker
+from workers.transport import Batch, IdentityError, Job, RefusedError, Transport, TransportError
+
+ATTEMPTS_MAX = 4
+TICKET_MARGIN_S = 30
+COOLDOWN_S_DEFAULT = 1.0
+"""When a worker is busy and does not say for how long."""
+KEYSETS_MAX = 4096
+_REQUESTS_FAULT = frozenset({400, 413, 415, 422})
+_BUSY = frozenset({429, 503})
+log = structlog.get_logger()
+
+
+class Attempts:
+    """Routing with retries, on top of router and transport."""
+
+    def __init__(
+        self, router: Router, transport: Transport, budget: RetryBudget, clock: Clock, *,
+        network_secret: bytes, global_id: int, request_s_max: float,
+    ) -> None:  # fmt: skip
+        self._router = router
+        self._transport = transport
+        self._budget = budget
+        self._clock = clock
+        self._network_secret = network_secret
+        self._global_id = global_id
+        self._ticket_s = request_s_max + TICKET_MARGIN_S
+        self._ticket_keys: dict[bytes, bytes] = {}
+
+    async def first(
+        self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client
+    ) -> tuple[Attempt, Batch]:
+        """The first batch of a stream, or the whole of a unary answer, from the first worker that gives it.
+
+        Raises:
+            UpstreamRefusedError: the engine refused the request itself.
+            AnswerBrokenError, NoWorkerError, WorkersBusyError: nobody could answer.
+            ClientGoneError: the client left meanwhile.
+        """
+        excluded: set[uuid.UUID] = set()
+        failure: CocoonError | None = None
+        self._budget.note_request()
+        for number in range(ATTEMPTS_MAX):
+            if failure is not None and not self._budget.try_spend():
+                break
+            attempt = self._dispatch(walk, admission, request, number, excluded, failure)
+            try:
+                batch = await self._try(attempt, walk, admission, request, call)
+            except AttemptFailedError as error:
+                client.require_present()
+                log.warning("attempt_failed", job_id=str(walk.job_id), worker=attempt.worker_name, reason=str(error))
+                failure = error
+                excluded.add(attempt.dispatch.target.target_id)
+                walk.attempt = None
+                walk.exchange.note(Event.RETRY)
+            else:
+                walk.exchange.note(Event.FIRST_BYTE)
+                return attempt, batch
+        raise _exhausted(failure)
+
+    def _dispatch(
+        self, walk: Walk, admission: Admission, request: ChatRequest, number: int, excluded: set[uuid.UUID],
+        failure: CocoonError | None,
+    ) -> Attempt:  # fmt: skip
+        provider = request.provider or openai.Provider()
+        try:
+            dispatch = self._router.choose(
+                request.model,
+                exclude=frozenset(excluded),
+                require=provider.require,
+                only=provider.only,
+                ignore=provider.ignore,
+                prompt_tokens_bound=admission.bounds.prompt,
+            )
+        except (NoWorkerError, WorkersBusyError, ModelNotFoundError) as error:
+            if failure is not None:
+                raise _exhausted(failure) from None
+            # The model has a price, so it exists: only nobody serves it now.
+            raise (NoWorkerError() if isinstance(error, ModelNotFoundError) else error) from None
+        attempt = walk.attempt = Attempt(number, dispatch, self._clock)
+        walk.exchange.note(Event.DISPATCH)
+        return attempt
+
+    async def _try(self, attempt: Attempt, walk: Walk, admission: Admission, request: ChatRequest, call: Call) -> Batch:
+        target = attempt.dispatch.target
+        job = Job(
+            job_id=walk.job_id,
+            body=call.body,
+            stream=request.streams,
+            show_usage=request.wants_usage,
+            asks_maximum=request.asked_completion is not None,
+            max_completion=admission.bounds.completion_per_choice,
+            ticket=self._ticket(target, attempt.number, walk, admission, call) if isinstance(target, Worker) else None,
+            salt=call.salt,
+            traceparent=walk.trace.child_header if walk.trace.sampled else call.traceparent,
+        )
+        try:
+            attempt.opened(await self._transport.open(target, job))
+            batch = await attempt.next()
+            if request.streams:
+                while not batch.data and batch.end is None:
+                    batch = await attempt.next()
+                return batch
+            data = [batch.data]
+            while batch.end is None:
+                batch = await attempt.next()
+                data.append(batch.data)
+            return batch._replace(data=b"".join(data))
+        except RefusedError as error:
+            raise self._refused(attempt, error) from error
+        except IdentityError as error:
+            log.error("worker_identity_changed", worker=attempt.worker_name)
+            attempt.failed(DispatchOutcome.FAILED_BEFORE_FIRST_BYTE)
+            raise AttemptFailedError from error
+        except (AttemptFailedError, HopError, TransportError, MalformedError) as error:
+            attempt.failed(DispatchOutcome.FAILED_BEFORE_FIRST_BYTE)
+            raise AttemptFailedError(str(error)) from error
+
+    def _refused(self, attempt: Attempt, error: RefusedError) -> CocoonError:
+        if error.status in _REQUESTS_FAULT:
+            attempt.failed(DispatchOutcome.OK)
+            return UpstreamRefusedError(error.status, error.body)
+        if error.status in _BUSY:
+            retry_after_s = error.retry_after_s or COOLDOWN_S_DEFAULT
+            attempt.failed(DispatchOutcome.THROTTLED, retry_after_s)
+            return AttemptBusyError(retry_after_s)
+        attempt.failed(DispatchOutcome.FAILED_BEFORE_FIRST_BYTE)
+        return AttemptFailedError(str(error))
+
+    def _ticket(self, worker: Worker, number: int, walk: Walk, admission: Admission, call: Call) -> str:
+        key = self._ticket_keys.get(worker.keyset_digest)
+        if key is None:
+            if len(self._ticket_keys) >= KEYSETS_MAX:
+                self._ticket_keys.clear()
+            key = self._ticket_keys[worker.keyset_digest] = ticket_key(self._network_secret, worker.keyset_digest)
+        ticket = Ticket(
+            global_id=self._global_id,
+            stake=worker.stake,
+            job_id=walk.job_id,
+            attempt=number,
+            lease=walk.job_id,
+            price_version=admission.offer.price.version,
+            max_prompt=admission.bounds.prompt,
+            max_completion=admission.bounds.completion,
+            not_after=int(self._clock.now().timestamp() + self._ticket_s),
+            request_digest=plain_request_digest(call.body),
+        )
+        return seal_ticket(key, ticket)
+
+
+def _exhausted(failure: CocoonError | None) -> CocoonError:
+    """What the client hears when nobody answered: busy if that was all, else broken."""
+    if isinstance(failure, AttemptBusyError):
+        return WorkersBusyError(failure.retry_after_s)
+    return AnswerBrokenError("No worker could answer the request; nothing was charged.")

@@ -1,0 +1,101 @@
+"""The only place where errors meet status codes. Every error leaves in OpenAI's shape."""
+
+from typing import NamedTuple
+
+from billing.ports import InsufficientCreditError, LedgerUnavailableError
+from cocoon import openai
+from cocoon.errors import CocoonError
+from gateway.auth import ExpiredKeyError, InvalidKeyError, KeysStaleError, MissingKeyError, RoleForbiddenError
+from gateway.errors import (
+    AnswerBrokenError,
+    AnswerTimeoutError,
+    BodyTooLargeError,
+    InvalidRequestError,
+    ModelForbiddenError,
+    ModelUnknownError,
+    OverloadedError,
+    UpstreamRefusedError,
+)
+from gateway.headers import limit_headers
+from gateway.limits import RateLimitedError
+from workers.errors import (
+    EnrolmentRefusedError,
+    EnrolmentStoreUnavailableError,
+    HeartbeatRefusedError,
+    NoWorkerError,
+    WorkersBusyError,
+)
+
+RETRY_AFTER_S_DEFAULT = 1
+_PASSED_ON = frozenset({400, 404, 413, 415, 422})
+
+STATUS: dict[type[CocoonError], tuple[int, str]] = {
+    InvalidRequestError: (400, "invalid_request_error"),
+    MissingKeyError: (401, "invalid_request_error"),
+    InvalidKeyError: (401, "invalid_request_error"),
+    ExpiredKeyError: (401, "invalid_request_error"),
+    HeartbeatRefusedError: (401, "invalid_request_error"),
+    InsufficientCreditError: (402, "insufficient_quota"),
+    ModelForbiddenError: (403, "invalid_request_error"),
+    RoleForbiddenError: (403, "invalid_request_error"),
+    EnrolmentRefusedError: (403, "invalid_request_error"),
+    ModelUnknownError: (404, "invalid_request_error"),
+    BodyTooLargeError: (413, "invalid_request_error"),
+    RateLimitedError: (429, "rate_limit_error"),
+    AnswerBrokenError: (502, "server_error"),
+    OverloadedError: (503, "server_error"),
+    LedgerUnavailableError: (503, "server_error"),
+    KeysStaleError: (503, "server_error"),
+    EnrolmentStoreUnavailableError: (503, "server_error"),
+    NoWorkerError: (503, "server_error"),
+    WorkersBusyError: (503, "server_error"),
+    AnswerTimeoutError: (504, "server_error"),
+}
+"""Status and OpenAI `type` by error class; a subclass takes its parent's."""
+
+PUBLIC_MESSAGES: dict[type[CocoonError], str] = {
+    LedgerUnavailableError: "Billing is temporarily unavailable; nothing was charged. Try again shortly.",
+    KeysStaleError: "API keys cannot be checked right now. Try again shortly.",
+}
+"""Where the internal message is not the public one."""
+
+
+class ErrorAnswer(NamedTuple):
+    """An error ready to be sent."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def error_answer(error: CocoonError) -> ErrorAnswer:
+    """Status, extra headers and OpenAI body of an error. Unknown errors say nothing but that they are ours."""
+    if isinstance(error, UpstreamRefusedError):
+        return _passed_on(error)
+    known = next((cls for cls in type(error).__mro__ if cls in STATUS), None)
+    if known is None:
+        return ErrorAnswer(500, [], openai.error_json("Internal error.", "server_error", code="internal_error"))
+    status, kind = STATUS[known]
+    headers: list[tuple[bytes, bytes]] = []
+    if status in {429, 503}:
+        wait = getattr(error, "retry_after_s", None) or RETRY_AFTER_S_DEFAULT
+        headers.append((b"retry-after", str(max(1, round(wait + 0.499))).encode()))
+    if isinstance(error, RateLimitedError):
+        headers += limit_headers(error.state)
+    if status == 401:  # noqa: PLR2004  HTTP's own name
+        headers.append((b"www-authenticate", b"Bearer"))
+    param = error.param if isinstance(error, InvalidRequestError) else None
+    code = (error.reason if isinstance(error, InvalidRequestError) else None) or error.code
+    message = PUBLIC_MESSAGES.get(known, str(error))
+    return ErrorAnswer(status, headers, openai.error_json(message, kind, param=param, code=code))
+
+
+def _passed_on(error: UpstreamRefusedError) -> ErrorAnswer:
+    """The engine's own words about the request, in OpenAI's shape whatever shape they came in."""
+    status = error.status if error.status in _PASSED_ON else 400
+    return ErrorAnswer(status, [], openai.as_openai_error(error.body))
+
+
+def error_event(error: CocoonError) -> bytes:
+    """The error as the last SSE event of a stream that has begun; no `[DONE]` follows it."""
+    return b"data: " + error_answer(error).body + b"\n\n"

@@ -1,0 +1,54 @@
+"""`GET /v1/models` and `/v1/models/{id}`: what can be bought now, in OpenAI's shape with our additions."""
+
+from typing import Any
+
+from litestar import Controller, get
+from litestar.connection import Request
+
+from billing.pricing import ModelOffer
+from gateway.errors import ModelUnknownError
+from gateway.http.access import customer_of
+from gateway.services import Services
+
+
+class ModelsController(Controller):
+    """Models visible to the key."""
+
+    path = "/v1/models"
+
+    @get()
+    async def list_models(self, request: Request[Any, Any, Any], services: Services) -> dict[str, Any]:
+        """Every model that has a price and that the key may use."""
+        allowed = customer_of(request, services).allowed_models
+        offers = [offer for offer in services.prices.book.offers() if not allowed or offer.model in allowed]
+        live = services.registry.models()
+        return {"object": "list", "data": [_shown(offer, live.get(offer.model, 0)) for offer in offers]}
+
+    @get("/{model:path}")
+    async def get_model(self, request: Request[Any, Any, Any], services: Services, model: str) -> dict[str, Any]:
+        """One model; its name may contain slashes."""
+        name = model.removeprefix("/")
+        allowed = customer_of(request, services).allowed_models
+        offer = services.prices.book.offer(name)
+        if offer is None or (allowed and name not in allowed):
+            raise ModelUnknownError(f"The model {name[:128]!r} does not exist.")
+        return _shown(offer, services.registry.models().get(name, 0))
+
+
+def _shown(offer: ModelOffer, workers: int) -> dict[str, Any]:
+    price = offer.price
+    return {
+        "id": offer.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "cocoon",
+        "context_length": offer.context_tokens,
+        "workers": workers,
+        "pricing": {
+            "asset": price.asset.value,
+            "version": price.version,
+            "prompt_nano_per_mtok": price.prompt,
+            "cached_prompt_nano_per_mtok": price.cached,
+            "completion_nano_per_mtok": price.completion,
+        },
+    }

@@ -1,0 +1,89 @@
+"""What worker agents call: enrolment with a worker key, heartbeats with the token it gave."""
+
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Controller, Response, post
+from litestar.connection import Request
+
+from cocoon.enrolment import ENROL_PATH, HEARTBEAT_PATH, EnrolAnswer, EnrolRequest, Heartbeat
+from cocoon.ticket import ticket_key
+from gateway.errors import BodyTooLargeError, InvalidRequestError
+from gateway.http.access import worker_of
+from gateway.services import Services
+from workers.enrolments import admit
+from workers.errors import HeartbeatBusUnavailableError, HeartbeatRefusedError
+from workers.targets import worker_id_of
+from workers.tokens import TOKEN_SECONDS, TokenClaims
+
+CONTROL_BYTES_MAX = 64 * 1024
+"""Longest enrolment or heartbeat."""
+_enrol_decoder = msgspec.json.Decoder(EnrolRequest)
+_heartbeat_decoder = msgspec.json.Decoder(Heartbeat)
+log = structlog.get_logger()
+
+
+class WorkersController(Controller):
+    """The control plane of workers."""
+
+    @post(ENROL_PATH, status_code=200)
+    async def enrol(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
+        """Admit a worker: from now on it gets requests while its heartbeats arrive."""
+        principal = worker_of(request, services)
+        asked: EnrolRequest = await _decoded(request, _enrol_decoder)
+        worker = admit(
+            asked,
+            worker_id=worker_id_of(principal.key_id, asked.name),
+            now=services.clock.now(),
+            allow_private=services.settings.allow_private_workers,
+        )
+        stored = await services.enrolments.save(worker, principal.key_id)
+        services.registry.put_enrolment(stored)
+        log.info("worker_enrolled", worker=stored.name, worker_id=str(stored.worker_id), url=stored.url)
+        secret = bytes.fromhex(services.settings.network_secret.reveal())
+        answer = EnrolAnswer(
+            worker_id=stored.worker_id,
+            token=services.tokens.mint(stored.worker_id, stored.keyset_digest, services.clock.now()),
+            token_seconds=TOKEN_SECONDS,
+            ticket_key=ticket_key(secret, stored.keyset_digest),
+            global_id=services.settings.global_id,
+        )
+        return Response(msgspec.json.encode(answer), media_type="application/json")
+
+    @post(HEARTBEAT_PATH, status_code=204)
+    async def heartbeat(self, request: Request[Any, Any, Any], services: Services) -> None:
+        """Note that a worker is alive and how loaded it is. 401 tells it to enrol again."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise HeartbeatRefusedError
+        claims = services.tokens.verify(token, services.clock.now())
+        beat: Heartbeat = await _decoded(request, _heartbeat_decoder)
+        if not await _is_enrolled(services, claims):
+            raise HeartbeatRefusedError
+        try:
+            await services.heartbeats.publish(claims.worker_id, beat)
+        except HeartbeatBusUnavailableError as error:
+            log.warning("heartbeat_not_published", code=error.code)
+
+
+async def _is_enrolled(services: Services, claims: TokenClaims) -> bool:
+    """Whether this keyset is still the worker's. Memory may lag behind another replica, so a no is asked again."""
+    known = services.registry.worker(claims.worker_id)
+    if known is not None and known.keyset_digest == claims.keyset_digest:
+        return True
+    stored = await services.enrolments.load()
+    return any(w.worker_id == claims.worker_id and w.keyset_digest == claims.keyset_digest for w in stored)
+
+
+async def _decoded(request: Request[Any, Any, Any], decoder: msgspec.json.Decoder[Any]) -> Any:
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > CONTROL_BYTES_MAX:
+        raise BodyTooLargeError
+    body = await request.body()
+    if len(body) > CONTROL_BYTES_MAX:
+        raise BodyTooLargeError
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRequestError(str(error), code="invalid_type") from error

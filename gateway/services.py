@@ -1,0 +1,39 @@
+"""Everything a handler may reach: built once per process by `gateway.app`, handed to handlers by name."""
+
+import asyncio
+
+from billing.ports import Ledger
+from billing.postgres.account import Accounts
+from cocoon.clock import Clock
+from gateway.auth import KeyTable
+from gateway.pipeline import Pipeline
+from gateway.prices import Prices
+from gateway.settings import Settings
+from gateway.settle import Settler
+from workers.postgres.enrolments import EnrolmentStore
+from workers.redis.heartbeats import HeartbeatBus
+from workers.registry import Registry
+from workers.tokens import HeartbeatTokens
+
+
+class Services:
+    """One process's parts; plain attributes, no behaviour."""
+
+    def __init__(
+        self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: Ledger, accounts: Accounts,
+        registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus, tokens: HeartbeatTokens,
+        settler: Settler, pipeline: Pipeline,
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self.clock = clock
+        self.keys = keys
+        self.prices = prices
+        self.ledger = ledger
+        self.accounts = accounts
+        self.registry = registry
+        self.enrolments = enrolments
+        self.heartbeats = heartbeats
+        self.tokens = tokens
+        self.settler = settler
+        self.pipeline = pipeline
+        self.stopping = asyncio.Event()

@@ -1,0 +1,144 @@
+"""Everything the gateway is told from outside, read once.
+
+This module alone reads the gateway's environment. A malformed value stops the start-up with its name.
+"""
+
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from cocoon.errors import CocoonError
+
+_NETWORK_SECRET_BYTES = 32
+
+
+class SettingsError(CocoonError):
+    """An environment variable has a value that cannot be used."""
+
+    code = "bad_settings"
+
+
+class Secret:
+    """A value that does not show itself in logs or tracebacks."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def reveal(self) -> str:
+        """The value itself."""
+        return self._value
+
+
+class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A trusted OpenAI-compatible URL without an agent (`evidence = none`). `models` maps our names to its own."""
+
+    name: str
+    url: str
+    models: dict[str, str]
+    context_tokens: int
+    capacity: int = 256
+    api_key: str | None = None
+
+    def __repr__(self) -> str:
+        return f"UpstreamSettings(name={self.name!r}, url={self.url!r})"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The gateway's configuration; durations in seconds."""
+
+    env: str
+    database_url: Secret
+    redis_url: Secret
+    network_secret: Secret
+    global_id: int
+    allow_private_workers: bool
+    upstreams: tuple[UpstreamSettings, ...]
+    otlp_endpoint: str | None
+    drain_s: float
+    first_byte_s: float
+    idle_s: float
+    request_s_max: float
+    keep_alive_s: float
+    body_bytes_max: int
+    exchanges_max: int
+
+    @property
+    def production(self) -> bool:
+        """Unset means production (PROTOCOL §6)."""
+        return self.env == "production"
+
+
+def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the environment.
+
+    Raises:
+        SettingsError: a variable is missing or malformed; the message names it.
+    """
+    env = os.environ if environment is None else environment
+    secret = _required(env, "COCOON_NETWORK_SECRET")
+    try:
+        if len(bytes.fromhex(secret)) != _NETWORK_SECRET_BYTES:
+            raise ValueError
+    except ValueError:
+        raise SettingsError("COCOON_NETWORK_SECRET must be 64 hexadecimal digits") from None
+    return Settings(
+        env=_one_of(env, "COCOON_ENV", ("production", "development"), "production"),
+        database_url=Secret(_required(env, "COCOON_DATABASE_URL")),
+        redis_url=Secret(_required(env, "COCOON_REDIS_URL")),
+        network_secret=Secret(secret),
+        global_id=int(_number(env, "COCOON_GLOBAL_ID", -3, low=-(2**31), high=2**31 - 1)),
+        allow_private_workers=_one_of(env, "COCOON_ALLOW_PRIVATE_WORKERS", ("0", "1"), "0") == "1",
+        upstreams=_upstreams(env),
+        otlp_endpoint=env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
+        drain_s=_number(env, "COCOON_DRAIN_S", 30, high=3600),
+        first_byte_s=_number(env, "COCOON_FIRST_BYTE_S", 120, high=3600),
+        idle_s=_number(env, "COCOON_IDLE_S", 60, high=3600),
+        request_s_max=_number(env, "COCOON_REQUEST_S_MAX", 600, high=3600),
+        keep_alive_s=_number(env, "COCOON_KEEP_ALIVE_S", 10, low=0.05, high=3600),
+        body_bytes_max=int(_number(env, "COCOON_BODY_BYTES_MAX", 20_000_000, low=1024, high=2**28)),
+        exchanges_max=int(_number(env, "COCOON_EXCHANGES_MAX", 4096, low=1, high=2**20)),
+    )
+
+
+def _required(env: Mapping[str, str], name: str) -> str:
+    value = env.get(name, "")
+    if not value:
+        raise SettingsError(f"{name} is not set")
+    return value
+
+
+def _one_of(env: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str) -> str:
+    value = env.get(name) or default
+    if value not in allowed:
+        raise SettingsError(f"{name} must be one of {', '.join(allowed)}")
+    return value
+
+
+def _number(env: Mapping[str, str], name: str, default: float, *, low: float = 0, high: float) -> float:
+    text = env.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        raise SettingsError(f"{name} must be a number") from None
+    if not low <= value <= high:
+        raise SettingsError(f"{name} must lie between {low} and {high}")
+    return value
+
+
+def _upstreams(env: Mapping[str, str]) -> tuple[UpstreamSettings, ...]:
+    text = env.get("COCOON_UPSTREAMS")
+    if not text:
+        return ()
+    try:
+        return msgspec.json.decode(text, type=tuple[UpstreamSettings, ...])
+    except msgspec.DecodeError as error:
+        # The message names the path, never the value: an API key may be among them.
+        raise SettingsError(f"COCOON_UPSTREAMS is malformed: {str(error).split(' - ')[-1]}") from None

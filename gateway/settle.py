@@ -1,0 +1,125 @@
+"""The last step: money moves exactly once, however the request ended.
+
+`Settler.submit` is synchronous, so an exchange hands over its end even while it is being cancelled. What follows runs
+in tasks of its own that no request can cancel: each retries until the ledger has answered, because every ledger
+method is idempotent by the job's id. A hold that is never resolved (the process was killed) expires in the ledger.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Self, TypeVar
+
+import structlog
+
+from billing.ports import BillingError, Ledger, Posted, Settlement
+from cocoon.clock import Clock
+from gateway.errors import OverloadedError
+
+SETTLE_S_MAX = 300.0
+"""How long a settlement is retried; holds live this much longer than the longest request."""
+PENDING_MAX = 20_000
+"""Settlements waiting for the ledger; beyond it no request is admitted, so that none is lost."""
+_BACKOFF_S_FIRST = 0.05
+_BACKOFF_S_MAX = 2.0
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Settler:
+    """Runs settlements; an async context manager that owns its tasks."""
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._group = asyncio.TaskGroup()
+        self._pending = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._group.__aexit__(None, None, None)
+
+    @property
+    def pending(self) -> int:
+        """Settlements that the ledger has not answered yet."""
+        return self._pending
+
+    def require_room(self) -> None:
+        """Refuse new work while too much is unsettled.
+
+        Raises:
+            OverloadedError: the ledger has been away for too long.
+        """
+        if self._pending >= PENDING_MAX:
+            raise OverloadedError("too many settlements are waiting for the ledger")
+
+    def submit(self, settlement: Settlement, done: Callable[[Posted | None], None]) -> None:
+        """Settle an attempt; `done` hears what was posted, or None when the ledger refused."""
+        self._begin()
+        self._group.create_task(self._settle(settlement, done))
+
+    def submit_void(self, job_id: uuid.UUID, customer_id: uuid.UUID) -> None:
+        """Release a hold that paid for nothing."""
+        self._begin()
+        self._group.create_task(self._void(job_id, customer_id))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until everything is settled; False when time ran out."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.error("settlements_abandoned", pending=self._pending)
+            return False
+        return True
+
+    async def _settle(self, settlement: Settlement, done: Callable[[Posted | None], None]) -> None:
+        posted: Posted | None = None
+        try:
+            posted = await self._retried(lambda: self._ledger.settle(settlement))
+        except BillingError as error:
+            log.error(
+                "settlement_refused", job_id=str(settlement.job_id), code=error.code, outcome=settlement.outcome.value
+            )
+        except Exception:
+            log.exception("settlement_failed", job_id=str(settlement.job_id))
+        finally:
+            self._end()
+        done(posted)
+
+    async def _void(self, job_id: uuid.UUID, customer_id: uuid.UUID) -> None:
+        try:
+            await self._retried(lambda: self._ledger.void(job_id, customer_id))
+        except BillingError as error:
+            log.warning("void_refused", job_id=str(job_id), code=error.code)
+        except Exception:
+            log.exception("void_failed", job_id=str(job_id))
+        finally:
+            self._end()
+
+    async def _retried(self, call: Callable[[], Coroutine[None, None, T]]) -> T:
+        deadline = self._clock.monotonic() + SETTLE_S_MAX
+        backoff_s = _BACKOFF_S_FIRST
+        while True:
+            try:
+                return await call()
+            except BillingError as error:
+                if not error.transient or self._clock.monotonic() + backoff_s > deadline:
+                    raise
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, _BACKOFF_S_MAX)
+
+    def _begin(self) -> None:
+        self._pending += 1
+        self._idle.clear()
+
+    def _end(self) -> None:
+        self._pending -= 1
+        if not self._pending:
+            self._idle.set()

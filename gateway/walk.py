@@ -1,0 +1,41 @@
+"""What is known of one request: its outside, and everything that its end needs, whenever the end comes."""
+
+import uuid
+
+import msgspec
+
+from cocoon.errors import CocoonError
+from cocoon.openai import ChatRequest
+from cocoon.tracing import Trace
+from gateway.admission import Admission
+from gateway.attempt import Attempt
+from gateway.auth import Principal
+from gateway.exchange import Exchange
+from gateway.limits import Permit
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """What came from outside."""
+
+    body: bytes
+    authorization: bytes | None
+    origin: str | None = None
+    traceparent: str | None = None
+    salt: str | None = None
+
+
+class Walk:
+    """What is known of one request so far: everything that the end needs, whenever it comes."""
+
+    __slots__ = ("admission", "attempt", "error", "exchange", "job_id", "permit", "principal", "request", "trace")
+
+    def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace) -> None:
+        self.job_id = job_id
+        self.exchange = exchange
+        self.trace = trace
+        self.principal: Principal | None = None
+        self.request: ChatRequest | None = None
+        self.permit: Permit | None = None
+        self.admission: Admission | None = None
+        self.attempt: Attempt | None = None
+        self.error: CocoonError | None = None

@@ -1,0 +1,196 @@
+"""An OpenAI-compatible engine that does what the prompt says, for faults that no real engine makes on demand.
+
+The last message's content may be a JSON script; anything else means the defaults:
+`{"tokens": 5, "first_s": 0, "interval_s": 0, "die_after": null, "status": 200, "retry_after": null, "split": false}`.
+It speaks HTTP/1.1 by hand, because the faults are below what a server library lets one do.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+DEADLINE_S = 20.0
+
+
+class SeenRequest:
+    """One request as the engine saw it; `ended` is None while it runs."""
+
+    def __init__(self, target: str, headers: dict[str, str], body: bytes) -> None:
+        self.target = target
+        self.headers = headers
+        self.body = body
+        self.sent_tokens = 0
+        self.ended: str | None = None
+        self.ended_at: float | None = None
+
+    def end(self, how: str) -> None:
+        self.ended = how
+        self.ended_at = time.monotonic()
+
+
+class ScriptedEngine:
+    """An async context manager; `url` is its OpenAI base URL."""
+
+    def __init__(self, model: str = "scripted", usage: dict[str, Any] | None = None) -> None:
+        self.model = model
+        self.usage = usage
+        self.requests: list[SeenRequest] = []
+        self.refuse_with: int | None = None
+        self.port = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=2**26)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.die()
+
+    async def die(self) -> None:
+        """Cut every connection and stop listening, as a crash would."""
+        if self._server is None:
+            return
+        self._server.close()
+        for writer in tuple(self._writers):
+            writer.transport.abort()
+        self._server = None
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        await until(condition)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                line, *lines = head.decode("latin-1").split("\r\n")
+                headers = {k.lower(): v.strip() for k, _, v in (part.partition(":") for part in lines if part)}
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                seen = SeenRequest(line.split(" ")[1], headers, body)
+                self.requests.append(seen)
+                if not await self._answer(seen, reader, writer):
+                    return
+        except (asyncio.CancelledError, asyncio.IncompleteReadError, ConnectionError):
+            # Cancelled only when the test's loop closes.
+            return
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _answer(self, seen: SeenRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        if not seen.target.endswith("/chat/completions"):
+            writer.write(_plain(200, {"status": "ok", "object": "list", "data": [{"id": self.model}]}))
+            return True
+        request = json.loads(seen.body)
+        script = _script(request)
+        if self.refuse_with is not None or script["status"] != 200:
+            status = self.refuse_with or script["status"]
+            writer.write(_plain(status, script.get("body", {"error": {"message": "scripted", "type": "x"}}), script))
+            seen.end("refused")
+            return True
+        work = asyncio.ensure_future(self._generate(seen, request, script, writer))
+        watch = asyncio.ensure_future(reader.read(1))
+        done, _ = await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if work in done:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
+            return work.result()
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+            await work
+        if seen.ended is None:
+            seen.end("aborted")
+        return False
+
+    async def _generate(
+        self, seen: SeenRequest, request: dict[str, Any], script: dict[str, Any], writer: asyncio.StreamWriter
+    ) -> bool:
+        stream = bool(request.get("stream"))
+        tokens = min(script["tokens"], request.get("max_tokens") or request.get("max_completion_tokens") or 10**9)
+        usage = self.usage or script.get("usage") or {
+            "prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens,
+            "prompt_tokens_details": {"cached_tokens": 4},
+        }  # fmt: skip
+        if stream:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        await asyncio.sleep(script["first_s"])
+        for index in range(tokens):
+            if script["die_after"] is not None and index >= script["die_after"]:
+                seen.end("died")
+                writer.transport.abort()
+                return False
+            if stream:
+                content = script["text"].replace("{}", str(index))
+                delta = {"index": 0, "delta": {"content": content}, "finish_reason": None}
+                self._event(writer, {"id": "c", "object": "chat.completion.chunk", "choices": [delta]}, script)
+                await writer.drain()
+            seen.sent_tokens += 1
+            if script["interval_s"]:
+                await asyncio.sleep(script["interval_s"])
+        if stream:
+            last = {"index": 0, "delta": {}, "finish_reason": "stop"}
+            self._event(writer, {"id": "c", "object": "chat.completion.chunk", "choices": [last]}, script)
+            if (request.get("stream_options") or {}).get("include_usage"):
+                self._event(writer, {"id": "c", "choices": [], "usage": usage}, script)
+            writer.write(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        else:
+            text = "".join(script["text"].replace("{}", str(index)) for index in range(tokens))
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            answer = {"id": "c", "object": "chat.completion", "model": self.model, "choices": [choice], "usage": usage}
+            writer.write(_plain(200, answer))
+        await writer.drain()
+        seen.end("complete")
+        return True
+
+    def _event(self, writer: asyncio.StreamWriter, chunk: dict[str, Any], script: dict[str, Any]) -> None:
+        raw = b"data: " + json.dumps(chunk).encode() + b"\n\n"
+        if script["split"]:
+            middle = len(raw) // 2
+            writer.write(_chunk(raw[:middle]))
+            writer.write(_chunk(raw[middle:]))
+        else:
+            writer.write(_chunk(raw))
+
+
+async def until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
+    """Poll until `condition` holds."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come to hold in time"
+        await asyncio.sleep(0.01)
+
+
+def _script(request: dict[str, Any]) -> dict[str, Any]:
+    script: dict[str, Any] = {
+        "tokens": 5, "first_s": 0, "interval_s": 0, "die_after": None, "status": 200, "retry_after": None,
+        "split": False, "text": "t{} ",
+    }  # fmt: skip
+    content = request["messages"][-1].get("content")
+    if isinstance(content, str) and content.startswith("{"):
+        with contextlib.suppress(json.JSONDecodeError):
+            script |= json.loads(content)
+    return script
+
+
+def _plain(status: int, document: object, script: dict[str, Any] | None = None) -> bytes:
+    body = json.dumps(document).encode()
+    extra = f"retry-after: {script['retry_after']}\r\n" if script and script["retry_after"] else ""
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{extra}content-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
