@@ -93,8 +93,12 @@ async def test_leaving_frees_the_engine_within_a_second_in_decode_and_prefill(la
         quick = await peer.chat({**CHAT, "stream": True, "max_tokens": 1})
         assert quick.status == 200
         assert time.monotonic() - began < 1.5, frame
-    async with peer.begun({**LONG, "max_tokens": 900}, max_completion=900) as unary:
-        await unary.until_frame(hop.FrameKind.PROGRESS)
+    async with peer.begun({**LONG, "max_tokens": 900}, max_completion=900):
+        # Before anything has come back: an engine that looks at its client only then would prefill to the end.
+        async with asyncio.timeout(10):
+            while not (await peer.health())["running"]:
+                pass
+    await peer.until_idle(1.0)
     began = time.monotonic()
     assert (await peer.chat({**CHAT, "stream": True, "max_tokens": 1})).status == 200
     assert time.monotonic() - began < 1.5
