@@ -93,7 +93,9 @@ async def test_leaving_frees_the_engine_within_a_second_in_decode_and_prefill(la
         quick = await peer.chat({**CHAT, "stream": True, "max_tokens": 1})
         assert quick.status == 200
         assert time.monotonic() - began < 1.5, frame
-    async with peer.begun({**LONG, "max_tokens": 900}, max_completion=900):
+    # Another prompt than the stream's: that one may be in the prefix cache.
+    other = {**CHAT, "messages": [{"role": "user", "content": "other " * 3000}], "max_tokens": 900}
+    async with peer.begun(other, max_completion=900):
         # Before anything has come back: an engine that looks at its client only then would prefill to the end.
         async with asyncio.timeout(10):
             while not (await peer.health())["running"]:
