@@ -110,7 +110,8 @@ class Keeper:
         delay = BACKOFF_SECONDS_MIN
         try:
             while not self._stopping.is_set():
-                self._enter(State.STARTING)
+                if self.state is not State.STARTING:
+                    self._enter(State.STARTING)
                 born = self._clock.monotonic()
                 await self._live_once()
                 if self._stopping.is_set():

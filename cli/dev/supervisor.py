@@ -19,7 +19,8 @@ from cocoon.clock import Clock
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MARKER = "COCOON_DEV_STATE"
 """The environment variable by which processes of one state directory know, and show, whose they are."""
-SWEEP_TERM_SECONDS = 15.0
+SWEEP_TERM_SECONDS = 5.0
+"""A gateway may still try to settle; its database died with the supervisor, so that there is little to wait for."""
 SWEEP_KILL_SECONDS = 5.0
 SWEEP_POLL_SECONDS = 0.05
 

@@ -157,7 +157,7 @@ def test_first_light(dev: Dev) -> None:
     assert second.wait(30) == 1
     assert f"already runs here: {facts['base_url']} (pid {facts['pids']['supervisor']}" in dev.output.read_text()
 
-    until(lambda: balance(facts)["held"]["nano"] == 0, 10, dev.diagnose)
+    until(lambda: balance(facts)["held_nano"] == 0, 10, dev.diagnose)
     before = balance(facts)
     assert dev.interrupt() == 0, dev.diagnose()
     assert dev.left() == []
