@@ -4,7 +4,7 @@ Requests keep their bytes; these types only look. Unknown fields are tolerated e
 business); fields we act on must have the right type.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -173,12 +173,13 @@ def as_openai_error(body: bytes) -> bytes:
     message, param, code = "The engine refused the request.", None, None
     try:
         document = any_decoder.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         document = None
     if isinstance(document, dict):
-        inner: Any = document.get("error", document)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        outer = cast("dict[str, Any]", document)
+        inner = outer.get("error", outer)
         if isinstance(inner, dict):
-            found: dict[str, Any] = inner  # pyright: ignore[reportUnknownVariableType]
+            found = cast("dict[str, Any]", inner)
             message = found["message"] if isinstance(found.get("message"), str) else message
             param = found["param"] if isinstance(found.get("param"), str) else None
             code = str(found["code"]) if isinstance(found.get("code"), str | int) else None

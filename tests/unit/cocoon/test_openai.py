@@ -111,3 +111,22 @@ def test_an_error_has_the_openai_shape() -> None:
     assert json.loads(openai.error_json('bad "x"\n', "invalid_request_error", code="c")) == {
         "error": {"message": 'bad "x"\n', "type": "invalid_request_error", "param": None, "code": "c"}
     }
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "code"),
+    [
+        (b'{"error":{"message":"no","code":400}}', "no", "400"),
+        (b'{"object":"error","message":"flat","code":"bad","type":"x"}', "flat", "bad"),
+        (b'{"error":"text"}', "The engine refused the request.", None),
+        (b'{"message":5}', "The engine refused the request.", None),
+        (b"<html>", "The engine refused the request.", None),
+        (b"", "The engine refused the request.", None),
+        (b'{"message":"\xff"}', "The engine refused the request.", None),
+        (b"[" * 100_000, "The engine refused the request.", None),
+    ],
+)
+def test_an_engines_refusal_takes_the_openai_shape(body: bytes, message: str, code: str | None) -> None:
+    error = json.loads(openai.as_openai_error(body))["error"]
+
+    assert (error["message"], error["code"], error["type"]) == (message, code, "invalid_request_error")
