@@ -131,7 +131,7 @@ def start_tracer(service: str, endpoint: str | None, rng: random.Random) -> Trac
     """A tracer exporting over OTLP/HTTP to `endpoint` (its base URL), or a disabled one when None."""
     if endpoint is None:
         return Tracer(None, None, rng)
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415  as above
     from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
