@@ -49,8 +49,8 @@ def bundled_model() -> str:
 class XLlamaCppEngine:
     """llama.cpp's server, one slot per request in flight.
 
-    Closing the connection stops a generation at its next token, and a prefill at its next batch, but only because
-    the stream asks for progress: without it the connection is not looked at before the first token.
+    Closing the connection stops a generation at its next token, and a prefill at its next batch: streamed progress
+    makes llama.cpp look at the connection after each one.
     """
 
     dialect = Dialect(
