@@ -22,14 +22,14 @@ def _assembled(*payloads: bytes, hidden: tuple[str, ...] = ()) -> dict[str, Any]
 def test_texts_of_each_kind_are_joined_per_choice() -> None:
     answer = _assembled(
         chunk(choice(0, role="assistant", content=""), choice(1, role="assistant")),
-        chunk(choice(0, reasoning_content="thi"), choice(1, refusal="I can")),
-        chunk(choice(0, reasoning_content="nk"), choice(1, refusal="not")),
-        chunk(choice(0, content="Hel"), choice(0, content="lo")),
+        chunk(choice(0, reasoning_content="think"), choice(1, refusal="I can")),
+        chunk(choice(0, reasoning_content="ing"), choice(1, refusal="not")),
+        chunk(choice(0, content="Good "), choice(0, content="day")),
         chunk(choice(1, finish="stop")),
         chunk(choice(0, finish="length")),
     )
     first, second = answer["choices"]
-    assert first["message"] == {"role": "assistant", "content": "Hello", "reasoning_content": "think"}
+    assert first["message"] == {"role": "assistant", "content": "Good day", "reasoning_content": "thinking"}
     assert second["message"] == {"role": "assistant", "content": "", "refusal": "I cannot"}
     assert (first["finish_reason"], second["finish_reason"]) == ("length", "stop")
 
