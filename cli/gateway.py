@@ -26,7 +26,7 @@ KILL_MARGIN_S = 15
 BACKLOG = 2048
 """Connections waiting in the kernel, per process; the system's own maximum may be lower."""
 CONNECTION_SHARE = 2
-"""Connections per process, as a multiple of the exchanges it may have: idle keep-alives take one too."""
+"""Connections per process, as a multiple of the exchanges it may have: an idle keep-alive takes one too."""
 HEADER_READ_MS = 10_000
 """A client that takes longer for its headers is cut off."""
 PROCESSES_MAX = 256
