@@ -50,11 +50,11 @@ def parse_chat(body: bytes) -> ChatRequest:
         InvalidRequestError: not JSON, not UTF-8, a wrong type, or an impossible value; names the field.
     """
     try:
-        body.decode()
+        if not body.isascii():
+            body.decode()
+        request = openai.chat_request_decoder.decode(body)
     except UnicodeDecodeError:
         raise InvalidRequestError("The body is not valid UTF-8.", code="invalid_utf8") from None
-    try:
-        request = openai.chat_request_decoder.decode(body)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `")
         param = path.rstrip("`").removeprefix("$").lstrip(".") or None
@@ -163,7 +163,7 @@ def _has_media(request: ChatRequest) -> bool:
         if content[:1] not in {b'"', b"n"}:
             try:
                 parts = openai.parts_decoder.decode(content)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise InvalidRequestError(
                     "content must be a string or an array of parts with a type.", param="messages", code="invalid_type"
                 ) from error

@@ -186,7 +186,7 @@ class _Background:
 
 def _dice(rng: random.Random) -> random.Random:
     """Routing draws twice a request and hides nothing: no system call for it."""
-    return random.Random(rng.getrandbits(64))  # noqa: S311
+    return random.Random(rng.getrandbits(64))  # noqa: S311  no secret depends on it
 
 
 async def _after_enrolments(listener: EnrolmentListener, heartbeats: HeartbeatBus) -> None:

@@ -1,7 +1,5 @@
 """Small decisions about bytes on their way to the client: cost in `usage`, the held-back end, error events."""
 
-import msgspec
-
 from cocoon import openai, splice, sse
 from cocoon.errors import MalformedError
 from cocoon.money import Price, ceiling, decimal_units
@@ -34,10 +32,7 @@ def priced_events(data: bytes, price: Price, bounds: Bounds) -> bytes:
         if payload is None or b'"usage"' not in payload:
             priced.append(event)
             continue
-        try:
-            usage = token_usage(openai.chunk_decoder.decode(payload).usage)
-        except msgspec.DecodeError as error:
-            raise MalformedError("an event is not JSON") from error
+        usage = token_usage(openai.decode_chunk(payload).usage)
         if usage is None:
             priced.append(event)
             continue

@@ -34,6 +34,7 @@ class Settler:
         self._ledger = ledger
         self._clock = clock
         self._group = asyncio.TaskGroup()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -43,6 +44,9 @@ class Settler:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # What `drain` did not see settled is given up: its holds expire.
+        for task in self._tasks:
+            task.cancel()
         await self._group.__aexit__(None, None, None)
 
     @property
@@ -61,13 +65,11 @@ class Settler:
 
     def submit(self, settlement: Settlement, done: Callable[[Posted | None], None]) -> None:
         """Settle an attempt; `done` hears what was posted, or None when the ledger refused."""
-        self._begin()
-        self._group.create_task(self._settle(settlement, done))
+        self._start(self._settle(settlement, done))
 
     def submit_void(self, job_id: uuid.UUID, customer_id: uuid.UUID) -> None:
         """Release a hold that paid for nothing."""
-        self._begin()
-        self._group.create_task(self._void(job_id, customer_id))
+        self._start(self._void(job_id, customer_id))
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until everything is settled; False when time ran out."""
@@ -115,9 +117,12 @@ class Settler:
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, _BACKOFF_S_MAX)
 
-    def _begin(self) -> None:
+    def _start(self, work: Coroutine[None, None, None]) -> None:
         self._pending += 1
         self._idle.clear()
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _end(self) -> None:
         self._pending -= 1

@@ -16,9 +16,9 @@ import structlog
 
 from gateway.services import Services
 
-EXCHANGES_S_MAX = 5.0
+EXCHANGES_S_MAX = 3.0
 """How long cancelled exchanges may take to end."""
-SETTLE_S_MAX = 8.0
+SETTLE_S_MAX = 5.0
 """How long settlements may take at the very end; what is left then expires as a hold."""
 log = structlog.get_logger()
 

@@ -1,0 +1,1 @@
+"""The schema, forward only: numbered SQL files that `billing.postgres.migrate` runs."""

@@ -174,7 +174,7 @@ class Stack:
         env = {
             "COCOON_ENV": "development", "COCOON_GATEWAY_URL": f"http://127.0.0.1:{self.port}",
             "COCOON_WORKER_KEY": self.worker_key, "COCOON_WORKER_NAME": name, "COCOON_WORKER_LISTEN": "127.0.0.1:0",
-            "COCOON_WORKER_CAPACITY": "16", "COCOON_ENGINE": engine.url.removesuffix("/v1"),
+            "COCOON_WORKER_CAPACITY": "64", "COCOON_ENGINE": engine.url.removesuffix("/v1"),
             "COCOON_SERVED_MODEL": MODEL, "COCOON_CONTEXT_TOKENS": "8192", "COCOON_DRAIN_S": "5", **environment,
         }  # fmt: skip
         process = self.start(name, ["worker"], env)

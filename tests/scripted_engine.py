@@ -17,7 +17,7 @@ DEADLINE_S = 20.0
 
 
 class SeenRequest:
-    """One request as the engine saw it; `ended` is None while it runs."""
+    """One chat request as the engine saw it; `ended` is None while it runs."""
 
     def __init__(self, target: str, headers: dict[str, str], body: bytes) -> None:
         self.target = target
@@ -43,6 +43,7 @@ class ScriptedEngine:
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._handlers: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
@@ -65,12 +66,18 @@ class ScriptedEngine:
         self._server.close()
         for writer in tuple(self._writers):
             writer.transport.abort()
+        if self._handlers:
+            await asyncio.wait(self._handlers)
         self._server = None
 
     async def until(self, condition: Callable[[], object]) -> None:
         await until(condition)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers.add(task)
+        task.add_done_callback(self._handlers.discard)
         self._writers.add(writer)
         try:
             while True:
@@ -79,7 +86,6 @@ class ScriptedEngine:
                 headers = {k.lower(): v.strip() for k, _, v in (part.partition(":") for part in lines if part)}
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 seen = SeenRequest(line.split(" ")[1], headers, body)
-                self.requests.append(seen)
                 if not await self._answer(seen, reader, writer):
                     return
         except (asyncio.CancelledError, asyncio.IncompleteReadError, ConnectionError):
@@ -87,12 +93,15 @@ class ScriptedEngine:
             return
         finally:
             self._writers.discard(writer)
-            writer.close()
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def _answer(self, seen: SeenRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         if not seen.target.endswith("/chat/completions"):
             writer.write(_plain(200, {"status": "ok", "object": "list", "data": [{"id": self.model}]}))
             return True
+        self.requests.append(seen)
         request = json.loads(seen.body)
         script = _script(request)
         if self.refuse_with is not None or script["status"] != 200:
@@ -102,18 +111,13 @@ class ScriptedEngine:
             return True
         work = asyncio.ensure_future(self._generate(seen, request, script, writer))
         watch = asyncio.ensure_future(reader.read(1))
-        done, _ = await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if work in done:
-            watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
-            return work.result()
-        work.cancel()
-        with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-            await work
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (work, watch):
+            task.cancel()
+        ended, _ = await asyncio.gather(work, watch, return_exceptions=True)
         if seen.ended is None:
             seen.end("aborted")
-        return False
+        return ended is True
 
     async def _generate(
         self, seen: SeenRequest, request: dict[str, Any], script: dict[str, Any], writer: asyncio.StreamWriter

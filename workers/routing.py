@@ -254,7 +254,8 @@ class RetryBudget:
         per_s_min: float = RETRIES_PER_S_MIN,
         balance_max: float = RETRY_BALANCE_MAX,
     ) -> None:
-        assert ratio >= 0 and per_s_min >= 0 and balance_max >= 1, "a budget that can be spent"  # noqa: PT018
+        assert min(ratio, per_s_min) >= 0, "a budget does not shrink by itself"
+        assert balance_max >= 1, "a budget that can be spent"
         self._clock = clock
         self._ratio = ratio
         self._per_s_min = per_s_min

@@ -325,10 +325,7 @@ class _UnaryAnswer(_PooledAnswer):
 
     async def next(self) -> Batch:
         body = await self._connection.read_all(ANSWER_BYTES_MAX)
-        try:
-            answer = openai.chunk_decoder.decode(body)
-        except msgspec.DecodeError as error:
-            raise MalformedError("the upstream's answer is not JSON") from error
+        answer = openai.decode_chunk(body)
         usage = token_usage(answer.usage) or TokenUsage()
         reason = next((c.finish_reason for c in answer.choices if c.finish_reason), "stop")
         failure = "upstream_error" if answer.error is not None else None
@@ -380,10 +377,7 @@ class _EventAnswer(_PooledAnswer):
             return False
         self._counted += 1
         if _NOTABLE.search(payload):
-            try:
-                chunk = openai.chunk_decoder.decode(payload)
-            except msgspec.DecodeError as error:
-                raise MalformedError("an event is not JSON") from error
+            chunk = openai.decode_chunk(payload)
             if chunk.error is not None:
                 raise MalformedError("the upstream reported an error in its stream")
             self._finish_reason = next((c.finish_reason for c in chunk.choices if c.finish_reason), self._finish_reason)
@@ -401,7 +395,7 @@ class _EventAnswer(_PooledAnswer):
 def upstream_body(upstream: Upstream, job: Job) -> bytes:
     """The client's bytes, changed only where a plain upstream needs it: model name, usage reporting, a maximum."""
     changes: dict[str, bytes | None] = {}
-    request = openai.chat_request_decoder.decode(job.body)
+    request = openai.decode_chat(job.body)
     name = upstream.models[request.model]
     if name != request.model:
         changes["model"] = msgspec.json.encode(name)

@@ -22,7 +22,7 @@ IDLE_IN_TRANSACTION_TIMEOUT_S = 10.0
 """A process that stops inside a transaction must not keep everybody's accounts locked."""
 COMMAND_TIMEOUT_S = STATEMENT_TIMEOUT_S + 2.0
 """The client's own limit, for a server that no longer answers at all."""
-CLOSE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 2.0
 
 Record = Mapping[str, Any]
 

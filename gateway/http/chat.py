@@ -27,6 +27,7 @@ async def serve_chat(pipeline: Pipeline, body_bytes_max: int, scope: HTTPScope, 
         body = await client.read_body(body_bytes_max)
     except BodyTooLargeError as error:
         await client.fail(error)
+        await client.discard_body()
         return
     except ClientGoneError:
         return

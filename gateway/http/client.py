@@ -5,6 +5,7 @@ is the one task that waits on it. An `http.disconnect` while the body is still a
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Self
 
@@ -17,6 +18,9 @@ from gateway.http.errors import error_answer, error_event
 
 JSON = (b"content-type", b"application/json")
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+DISCARD_BYTES_MAX = 256 * 1024 * 1024
+DISCARD_S_MAX = 20.0
+"""How much of a refused upload is still taken in, so that its sender gets to read the refusal."""
 _NO_STORE = (b"cache-control", b"no-store")
 
 
@@ -61,6 +65,17 @@ class ASGIClient:
             parts.append(part)
             if not message["more_body"]:
                 return b"".join(parts)
+
+    async def discard_body(self) -> None:
+        """Read on and throw away, for a while: a connection closed under an upload loses the answer as well."""
+        left = DISCARD_BYTES_MAX
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_S_MAX):
+                while left > 0 and not self.gone:
+                    message = await self._receive()
+                    if message["type"] != "http.request" or not message["more_body"]:
+                        return
+                    left -= len(message["body"])
 
     async def __aenter__(self) -> Self:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())

@@ -1,12 +1,15 @@
 """Workers that fail: before the first byte another one answers, after it the answer ends as broken and is free."""
 
 import asyncio
+import hashlib
 import json
 import signal
 
 import httpx
+import msgspec
 import pytest
 
+from cocoon.enrolment import Keyset, keyset_digest
 from tests.fixtures_gateway import Stack, chat, content_of, events_of
 from tests.scripted_engine import ScriptedEngine, until
 
@@ -72,7 +75,7 @@ async def test_a_worker_killed_mid_stream_yields_an_error_event_no_done_and_no_c
     assert events[-1]["error"]["code"] == "worker_failed"
     assert content_of(events[:-1]).startswith("t0 t1 t2 t3 ")
     [row] = await stack.usage()
-    assert (row["outcome"], row["charge_nano"], row["worker_nano"]) == ("broken", 0, 0)
+    assert (row["outcome"], row["charge_nano"], row["share_nano"]) == ("broken", 0, 0)
     await stack.check_books()
     async with stack.client() as client:
         balance = (await client.get("/v1/account/balance")).json()
@@ -108,14 +111,10 @@ async def test_when_all_fail_the_client_hears_502_once_and_pays_nothing(pair: tu
 async def test_a_worker_with_another_tls_key_is_not_spoken_to(stack: Stack) -> None:
     await stack.start_gateway(upstream=False)
     await stack.start_worker("worker-1", stack.engine)
-    # An impostor at the same address: the enrolled pin no longer matches what answers there.
-    await stack.rows("UPDATE workers SET keyset = keyset WHERE false")
+    # An impostor at the same address: what is enrolled no longer matches the key that answers there.
     [row] = await stack.rows("SELECT keyset FROM workers")
-    keyset = json.loads(row["keyset"])
-    keyset["tls_spki_sha256"] = "A" * 43
-    from cocoon.enrolment import keyset_digest
-
-    raw = json.dumps(keyset, separators=(",", ":"), sort_keys=True).encode()
+    impostor = hashlib.sha256(b"another key").digest()
+    raw = msgspec.structs.replace(Keyset.decode(row["keyset"]), tls_spki_sha256=impostor).encode()
     await stack.rows("UPDATE workers SET keyset = $1, keyset_digest = $2 RETURNING 1", raw, keyset_digest(raw))
 
     async def refused() -> httpx.Response:
