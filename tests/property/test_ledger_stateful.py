@@ -193,10 +193,13 @@ class LedgerMachine(RuleBasedStateMachine):
             min_size=1,
             max_size=5,
         ),
+        voids_too=st.booleans(),
     )
     def settle(
         self,
         wanted: "list[tuple[HoldRequest, TokenUsage, uuid.UUID | None, Outcome, Price, int]]",
+        *,
+        voids_too: bool,
     ) -> object:
         ended = [
             settlement(
@@ -210,7 +213,8 @@ class LedgerMachine(RuleBasedStateMachine):
             )
             for request, usage, worker, outcome, price, attempt in wanted
         ]
-        self._same(*(("settle", (end,)) for end in ended))
+        voids = [("void", (end.job_id, end.customer_id)) for end in ended if voids_too]
+        self._same(*(("settle", (end,)) for end in ended), *voids)
         return multiple(*ended)
 
     @rule(again=st.lists(ends, min_size=1, max_size=3))
