@@ -43,8 +43,14 @@ check: lint types layers fast
 test: lint types layers  ## everything CI runs
 	$(BIN)/pytest -q tests
 
-bench: $(STAMP)
+bench: $(STAMP) .venv-bench/.installed  ## the relay beside its peers (needs wrk and nginx on PATH)
 	$(BIN)/python -m benchmarks.relay
+
+# Peers live apart: what they depend on is not ours.
+.venv-bench/.installed: requirements-bench.lock
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check install -q --require-hashes -r requirements-bench.lock
+	@touch $@
 
 # The lock names no host: index addresses belong to the machine, not to the repository.
 lock:

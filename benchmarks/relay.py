@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 import httpx
 
+from benchmarks.books import own_books
 from benchmarks.relay_app import KEY
-from tests.fixtures_gateway import GatewayBooks, own_books
 
 SUT_CORE, LOAD_CORE = 0, 1
 READY_S = 30.0
@@ -96,7 +96,7 @@ def _start_all(stack: contextlib.ExitStack, folder: Path, upstream: int) -> dict
             "--backlog", "1024", target,
         ]  # fmt: skip
         systems[name] = (port, stack.enter_context(_process(folder, "memory", command, environment, port)))
-    books: GatewayBooks = stack.enter_context(own_books(KEY, "mock"))
+    books = stack.enter_context(own_books(folder, KEY, "mock"))
     port = _free_port()
     command = [sys.executable, "-m", "cli.main", "gateway", "--port", str(port), "--processes", "1"]
     environment |= {"COCOON_DATABASE_URL": books.database_url, "COCOON_REDIS_URL": books.redis_url}

@@ -54,6 +54,7 @@ def serve(settings: Settings, *, host: str, port: int, processes: int) -> None:
         loop=Loops.uvloop,
         task_impl=TaskImpl.asyncio,
         runtime_threads=1,
+        runtime_blocking_threads=1,
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_MS),
         websockets=False,

@@ -20,6 +20,8 @@ MEMBERS_MAX = 4096
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 
+_objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
 
 class Member(NamedTuple):
     """Offsets of `"key": value` in the object's bytes: `[start, end)` whole, `[value, end)` the value."""
@@ -114,14 +116,28 @@ def _decoded(body: bytes) -> dict[_Key, int]:
 
 
 def _object_start(body: bytes, path: str) -> int:
-    # The last of two equal members is the one that parsers take.
-    for member in reversed(members(body)):
-        if member.key == path:
-            first = _skip(body, member.value + 1)
-            if body[member.value : member.value + 1] == b"{" and body[first : first + 1] == b'"':
-                return member.value + 1
-            break
-    raise MalformedError(f"no object member {path!r}")
+    value = _value_start(body, path)
+    first = _skip(body, value + 1)
+    if body[value : value + 1] != b"{" or body[first : first + 1] != b'"':
+        raise MalformedError(f"{path!r} is not a non-empty object")
+    return value + 1
+
+
+def _value_start(body: bytes, path: str) -> int:
+    """Where the value of the top-level member begins; the last of two equal members is the one that parsers take."""
+    try:
+        value = _objects.decode(body).get(path)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError("not a JSON object") from error
+    if value is None:
+        raise MalformedError(f"no member {path!r}")
+    # The member's own text, when it stands in the body just once, is found without looking at the rest of it.
+    for colon in (b":", b": "):
+        text = _quoted(path) + colon + bytes(value)
+        at = body.find(text)
+        if at >= 0 and body.find(text, at + 1) < 0:
+            return at + len(text) - memoryview(value).nbytes
+    return next(member.value for member in reversed(members(body)) if member.key == path)
 
 
 def _quoted(key: str) -> bytes:

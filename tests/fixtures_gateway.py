@@ -260,12 +260,3 @@ async def gateway(stack: Stack) -> Stack:
     """A stack with one gateway process before a plain upstream."""
     await stack.start_gateway()
     return stack
-
-
-class GatewayBooks:
-    """Database and Redis of a benchmark, seeded; `pids` are their processes."""
-
-    def __init__(self, database_url: str, redis_url: str, pids: list[int]) -> None:
-        self.database_url = database_url
-        self.redis_url = redis_url
-        self.pids = pids
