@@ -30,6 +30,9 @@ class _Waiting(Generic[Member, Answer]):
 class Lane(Generic[Member, Answer]):
     """A bounded queue in front of `run`, which answers each member of a batch with a value or an error of its own.
 
+    When `run` raises instead, nothing of the batch has happened; the batch is halved until the one member that causes
+    it stands alone. `LedgerUnavailableError` alone is everybody's.
+
     With `vanished`, a member whose caller is gone is not started any more, and `vanished` hears of every answer that
     nobody received. Without it, every member is run whether or not its caller still waits.
     """
@@ -126,18 +129,30 @@ class Lane(Generic[Member, Answer]):
             for waiting in batch:
                 _fail(waiting, LedgerUnavailableError(f"the {self._name} lane was stopped"))
             raise
-        except Exception as error:  # the task's top frame: one bad batch must not end the lane
-            log.exception("lane_batch_failed", lane=self._name, members=len(batch))
+        except LedgerUnavailableError as error:
             for waiting in batch:
-                _fail(waiting, error)
+                _fail(waiting, LedgerUnavailableError(str(error)))
+            return
+        except Exception as error:  # the task's top frame: neither the lane nor the neighbours end with one member
+            if len(batch) > 1:
+                half = len(batch) // 2
+                await self._serve_batch(batch[:half])
+                await self._serve_batch(batch[half:])
+                return
+            if not isinstance(error, BillingError):
+                log.exception("lane_member_failed", lane=self._name)
+            _fail(batch[0], error)
             return
         for waiting, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, BillingError):
-                _fail(waiting, answer)
-            elif not waiting.answer.done():
-                waiting.answer.set_result(answer)
-            elif self._vanished is not None:
-                self._vanished(waiting.member)
+            self._deliver(waiting, answer)
+
+    def _deliver(self, waiting: _Waiting[Member, Answer], answer: Answer | BillingError) -> None:
+        if isinstance(answer, BillingError):
+            _fail(waiting, answer)
+        elif not waiting.answer.done():
+            waiting.answer.set_result(answer)
+        elif self._vanished is not None:
+            self._vanished(waiting.member)
 
 
 def _fail(waiting: _Waiting[Member, Answer], error: Exception) -> None:

@@ -27,6 +27,7 @@ from billing.ports import (
     HoldRequest,
     InsufficientCreditError,
     Posted,
+    RecordRefusedError,
     Settlement,
     TransferConflictError,
 )
@@ -170,8 +171,15 @@ def charge(settlement: Settlement, before: Numerators) -> Charge:
 
 
 def body_digest(body: HoldRequest | Settlement | tuple[str, uuid.UUID, Amount]) -> bytes:
-    """Identifies a body: the same id with another digest is a conflict, never an overwrite."""
-    return hashlib.sha256(msgspec.msgpack.encode(body)).digest()
+    """Identifies a body: the same id with another digest is a conflict, never an overwrite.
+
+    Raises:
+        RecordRefusedError: a text in it is not Unicode.
+    """
+    try:
+        return hashlib.sha256(msgspec.msgpack.encode(body)).digest()
+    except UnicodeEncodeError as error:
+        raise RecordRefusedError("a text is not valid Unicode") from error
 
 
 def deposit_digest(customer_id: uuid.UUID, amount: Amount) -> bytes:

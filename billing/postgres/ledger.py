@@ -22,7 +22,6 @@ from billing.ports import (
     HoldRequest,
     LedgerUnavailableError,
     Posted,
-    RecordRefusedError,
     Settlement,
     TransferConflictError,
     UnknownCustomerError,
@@ -46,7 +45,6 @@ DRAIN_S_MAX = 4.0
 EXPIRE_BATCH_MAX = 1000
 KNOWN_WORKERS_MAX = 100_000
 
-Member = TypeVar("Member")
 Answer = TypeVar("Answer")
 
 log = structlog.get_logger()
@@ -143,32 +141,11 @@ class PostgresLedger:
             log.warning("vanished_hold_left_to_expire", job_id=str(request.job_id))
 
     async def _run_holds(self, requests: Sequence[HoldRequest]) -> list[Hold | BillingError]:
-        return await self._isolated(requests, post_holds, HOLD_RESEND_S_MAX)
+        return await self._resent(lambda connection: post_holds(connection, requests), HOLD_RESEND_S_MAX)
 
     async def _run_ends(self, ends: Sequence[End]) -> list[Posted | BillingError | None]:
-        try:
-            await self._open_payables(ends)
-        except LedgerUnavailableError as error:
-            return [LedgerUnavailableError(str(error)) for _ in ends]
-        return await self._isolated(ends, post_ends, END_RESEND_S_MAX)
-
-    async def _isolated(
-        self,
-        members: Sequence[Member],
-        post: Callable[[Connection, Sequence[Member]], Awaitable[list[Answer | BillingError]]],
-        resend_s_max: float,
-    ) -> list[Answer | BillingError]:
-        """Post a batch; when the store refuses it, halve it until the one bad member stands alone."""
-        try:
-            return await self._resent(lambda connection: post(connection, members), resend_s_max)
-        except LedgerUnavailableError as error:
-            return [LedgerUnavailableError(str(error)) for _ in members]
-        except RecordRefusedError as error:
-            if len(members) == 1:
-                return [error]
-        half = len(members) // 2
-        first = await self._isolated(members[:half], post, resend_s_max)
-        return first + await self._isolated(members[half:], post, resend_s_max)
+        await self._open_payables(ends)
+        return await self._resent(lambda connection: post_ends(connection, ends), END_RESEND_S_MAX)
 
     async def _resent(self, transact: Callable[[Connection], Awaitable[Answer]], seconds_max: float) -> Answer:
         """Run one transaction, again and again while the store is away or somebody else writes the same ids."""

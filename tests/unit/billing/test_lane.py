@@ -26,6 +26,8 @@ class Store:
         await self.gate.wait()
         if 666 in members:
             raise RuntimeError("a bug")
+        if 503 in members:
+            raise LedgerUnavailableError
         return [HoldClosedError() if member == 13 else 10 * member for member in members]
 
 
@@ -168,12 +170,20 @@ async def test_members_that_must_run_do_so_without_their_callers(store: Store) -
     assert store.batches == [[0], [1]]
 
 
-async def test_a_bug_in_one_batch_does_not_end_the_lane(store: Store) -> None:
+async def test_a_bug_with_one_member_ends_neither_the_lane_nor_its_neighbours(store: Store) -> None:
     lane = lane_on(store)
     async with running(lane):
-        with pytest.raises(RuntimeError, match="a bug"):
-            await lane.ask(666)
+        answers = await asyncio.gather(*(lane.ask(n) for n in (1, 2, 666, 3, 4)), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [int, int, RuntimeError, int, int]
         assert await lane.ask(2) == 20
+
+
+async def test_a_store_that_is_away_is_asked_once_for_the_whole_batch(store: Store) -> None:
+    lane = lane_on(store)
+    async with running(lane):
+        answers = await asyncio.gather(*(lane.ask(n) for n in (1, 503, 2)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [LedgerUnavailableError] * 3
+    assert store.batches == [[1, 503, 2]]
 
 
 async def test_closing_answers_what_waits_and_takes_no_more(store: Store) -> None:
