@@ -2,96 +2,18 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from cli.dev.address import free_port, is_free
-from cli.dev.placement import remove_placement
-from cli.dev.state import StateDirectory
-from cli.dev.supervisor import MARKER
-from cli.process import processes_in, processes_marked
+from cli.dev.address import is_free
+from tests.e2e.dev_network import MODEL, STOP_S, Dev, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
-
-READY_S = 150.0
-STOP_S = 60.0
-MODEL = "smollm2-135m-instruct"
-
-
-class Dev:
-    """One `cocoon dev` at a time in one state directory."""
-
-    def __init__(self, place: Path) -> None:
-        self.state = StateDirectory(place / ".cocoon")
-        self.port = free_port()
-        self.output = place / "output"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def spawn(self) -> subprocess.Popen[bytes]:
-        with self.output.open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "cli.main", "dev"],
-                env={
-                    **{name: value for name, value in os.environ.items() if not name.startswith("COCOON_")},
-                    "COCOON_STATE_DIR": str(self.state.root),
-                    "COCOON_PORT": str(self.port),
-                    "COCOON_DRAIN_S": "5",
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def start(self) -> dict[str, Any]:
-        """Start and return `dev.json` once it is there."""
-        process = self.process = self.spawn()
-        until(lambda: (self.state.root / "dev.json").exists() or process.poll() is not None, READY_S, self.diagnose)
-        assert process.poll() is None, self.diagnose()
-        return self.facts()
-
-    def facts(self) -> dict[str, Any]:
-        return json.loads((self.state.root / "dev.json").read_text())
-
-    def interrupt(self) -> int:
-        """What Ctrl-C in a terminal does; the exit status."""
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(STOP_S)
-
-    def left(self) -> list[int]:
-        """Processes of this network that still live; PostgreSQL hides its environment but not its directory."""
-        marked = processes_marked(MARKER, self.state.mark)
-        return marked + processes_in(self.state.root / "postgres" / "data")
-
-    def diagnose(self) -> str:
-        logs = "".join(
-            f"\n--- {log.name}\n{log.read_text(errors='replace')[-2000:]}" for log in self.state.logs.glob("*.log")
-        )
-        return self.output.read_text()[-3000:] + logs
-
-    def close(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-        until(lambda: not self.left(), STOP_S, lambda: f"left: {self.left()}")
-
-
-def until(condition: Callable[[], object], seconds: float, diagnose: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, diagnose()
-        time.sleep(0.05)
 
 
 def ask(facts: dict[str, Any], content: str = "Say hello.") -> list[dict[str, Any]]:
@@ -123,20 +45,6 @@ def balance(facts: dict[str, Any]) -> dict[str, Any]:
         )
     assert answer.status_code == 200, answer.text
     return answer.json()
-
-
-@pytest.fixture
-def dev() -> Iterator[Dev]:
-    # As root, PostgreSQL runs under another account, which cannot pass pytest's own private directory.
-    place = Path(tempfile.mkdtemp(prefix="cocoon-dev-"))
-    place.chmod(0o711)
-    dev = Dev(place)
-    try:
-        yield dev
-    finally:
-        dev.close()
-        remove_placement(dev.state.root / "postgres")
-        shutil.rmtree(place)
 
 
 def test_first_light(dev: Dev) -> None:
