@@ -1,0 +1,87 @@
+"""Customers, their usage, and prices as the gateway loads them."""
+
+import asyncio
+import datetime as dt
+import uuid
+
+import pytest
+
+from billing.ports import Outcome, RecordRefusedError
+from billing.postgres.account import Accounts, UsageLine
+from billing.postgres.ledger import PostgresLedger
+from billing.postgres.pool import Pool
+from billing.postgres.prices import list_prices, load_price_book, set_model, set_price
+from billing.pricing import ModelTerms
+from cocoon.ids import job_day
+from cocoon.money import Amount
+from tests.ledger_values import hold_request, job_id, settlement
+
+
+async def test_a_customer_is_opened_once_with_empty_accounts(pool: Pool, ledger: PostgresLedger) -> None:
+    accounts = Accounts(pool)
+    wanted = [uuid.uuid4() for _ in range(4)]
+    opened = await asyncio.gather(*(accounts.open_customer(customer, "Ada") for customer in wanted))
+    assert len(set(opened)) == 1
+    assert opened[0] in wanted
+    assert await accounts.find_customer("Ada") == opened[0]
+    assert await accounts.find_customer("Bob") is None
+    assert (await ledger.balance(opened[0])).available == Amount(0)
+
+
+async def test_usage_adds_up_charged_jobs_by_day_model_and_key(pool: Pool, ledger: PostgresLedger) -> None:
+    customer, other = uuid.uuid4(), uuid.uuid4()
+    for payer in (customer, other):
+        await ledger.deposit(job_id(), payer, Amount(1_000_000))
+    outcomes = [Outcome.COMPLETED, Outcome.CLIENT_GONE, Outcome.BROKEN]
+    for payer, outcome in [(customer, outcome) for outcome in outcomes] + [(other, Outcome.COMPLETED)]:
+        request = hold_request(payer, 20_000)
+        await ledger.hold(request)
+        await ledger.settle(settlement(request.job_id, payer, outcome=outcome))
+    today = job_day(job_id())
+    spent = (await ledger.balance(customer)).spent
+    assert await Accounts(pool).usage(customer, today - dt.timedelta(days=1), today) == [
+        UsageLine(
+            day=today,
+            model="smollm2",
+            key_id=uuid.UUID(int=7),
+            requests=2,
+            prompt_tokens=20,
+            cached_tokens=8,
+            completion_tokens=14,
+            numerator=27_520_000_014,
+            charge=spent,
+        )
+    ]
+    assert await Accounts(pool).usage(customer, today - dt.timedelta(days=2), today - dt.timedelta(days=1)) == []
+
+
+async def test_the_price_in_force_is_the_last_to_take_effect(pool: Pool) -> None:
+    assert (await load_price_book(pool)).offers() == ()
+    await set_model(pool, ModelTerms(model="m", context_tokens=2048))
+    assert (await load_price_book(pool)).offer("m") is None
+    first = await set_price(pool, "m", prompt=10, cached=1, completion=20, share_bps=9_000)
+    tomorrow = first.effective_from + dt.timedelta(days=1)
+    await set_price(pool, "m", prompt=11, cached=1, completion=20, share_bps=9_000, effective_from=tomorrow)
+    await set_model(pool, ModelTerms(model="m", context_tokens=4096, default_max_completion=100))
+    offer = (await load_price_book(pool)).offer("m")
+    assert offer is not None
+    assert (offer.price, offer.context_tokens, offer.default_max_completion) == (first.price, 4096, 100)
+    _terms, versions, _at = await list_prices(pool)
+    assert [version.price.version for version in versions] == [1, 2]
+
+
+async def test_prices_set_at_once_get_versions_of_their_own(pool: Pool) -> None:
+    await set_model(pool, ModelTerms(model="m", context_tokens=2048))
+    added = await asyncio.gather(
+        *(set_price(pool, "m", prompt=n, cached=0, completion=n, share_bps=0) for n in range(4))
+    )
+    assert sorted(version.price.version for version in added) == [1, 2, 3, 4]
+
+
+async def test_no_price_without_a_model_and_no_cached_price_above_the_prompts(pool: Pool) -> None:
+    with pytest.raises(RecordRefusedError, match="no model 'x'"):
+        await set_price(pool, "x", prompt=1, cached=1, completion=1, share_bps=1)
+    await set_model(pool, ModelTerms(model="m", context_tokens=2048))
+    with pytest.raises(RecordRefusedError):
+        await set_price(pool, "m", prompt=1, cached=2, completion=1, share_bps=1)
+    assert (await load_price_book(pool)).offers() == ()
