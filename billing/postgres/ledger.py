@@ -78,11 +78,14 @@ class PostgresLedger:
 
     async def __aexit__(self, *_: object) -> None:
         self._holds.close()
-        _ended, late = await asyncio.wait(self._tasks, timeout=DRAIN_S_MAX)
-        for task in late:
-            log.error("ledger_lane_cut", task=task.get_name())
-            task.cancel()
-        await self._group.__aexit__(None, None, None)
+        try:
+            await asyncio.wait(self._tasks, timeout=DRAIN_S_MAX)
+        finally:
+            for task in self._tasks:
+                if not task.done():
+                    log.error("ledger_lane_cut", task=task.get_name())
+                    task.cancel()
+            await self._group.__aexit__(None, None, None)
 
     async def hold(self, request: HoldRequest) -> Hold:
         """See `Ledger.hold`."""
