@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import httpx
@@ -91,6 +92,13 @@ class Dev:
         until(lambda: not self.left(), STOP_S, lambda: f"left: {self.left()}")
 
 
+class MadeKey(NamedTuple):
+    """What `cocoon keys create` answered."""
+
+    secret: str
+    id: uuid.UUID
+
+
 class Network:
     """A running `cocoon dev` and what its operator can do: make keys, look into the books."""
 
@@ -100,19 +108,17 @@ class Network:
         self.api_key: str = facts["api_key"]
         self._dsn: str = facts["postgres_dsn"]
 
-    def new_key(self, *options: str) -> str:
+    def new_key(self, *options: str) -> MadeKey:
         """A key of a new customer by `cocoon keys create`, once every gateway process knows it."""
-        name = f"customer-{time.monotonic_ns()}"
-        key = self._keys("create", "--customer", name, "--name", "test", *options)
-        self._until_answered(key, 200)
+        done = self._keys("create", "--customer", f"customer-{uuid.uuid4()}", "--name", "test", *options)
+        key = MadeKey(done.stdout.strip(), uuid.UUID(done.stderr.split()[1]))
+        self._until_answered(key.secret, 200)
         return key
 
-    def revoke(self, key: str) -> None:
+    def revoke(self, key: MadeKey) -> None:
         """`cocoon keys revoke`, once every gateway process refuses the key."""
-        prefixes = {row["prefix"] for row in self.rows("SELECT prefix FROM api_keys WHERE revoked_at IS NULL")}
-        [prefix] = [prefix for prefix in prefixes if key.startswith(prefix)]
-        self._keys("revoke", prefix)
-        self._until_answered(key, 401)
+        self._keys("revoke", str(key.id))
+        self._until_answered(key.secret, 401)
 
     def rows(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         async def fetch() -> list[asyncpg.Record]:
@@ -126,24 +132,31 @@ class Network:
 
     def usage(self, job_id: str) -> asyncpg.Record:
         """The usage row of a request, by its `x-request-id`, once it is settled."""
+        return self._until_row("SELECT * FROM usage WHERE job_id = $1", job_id)
+
+    def usage_of(self, key: MadeKey) -> asyncpg.Record:
+        """The usage row of the only request of a key, once it is settled."""
+        return self._until_row("SELECT * FROM usage WHERE key_id = $1", key.id)
+
+    def _until_row(self, query: str, *arguments: object) -> asyncpg.Record:
         found: list[asyncpg.Record] = []
 
-        def settled() -> bool:
-            found[:] = self.rows("SELECT * FROM usage WHERE job_id = $1", job_id)
+        def is_there() -> bool:
+            found[:] = self.rows(query, *arguments)
             return bool(found)
 
-        until(settled, KNOWN_S, self.dev.diagnose)
+        until(is_there, KNOWN_S, self.dev.diagnose)
         [row] = found
         return row
 
-    def _keys(self, *arguments: str) -> str:
+    def _keys(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "cli.main", "keys", *arguments],
             env={**clean_environment(), "COCOON_DATABASE_URL": self._dsn},
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        return done
 
     def _until_answered(self, key: str, status: int) -> None:
         streak = 0

@@ -28,12 +28,17 @@ class BrokenStreamError(EngineError):
 
 class _Delta(msgspec.Struct, frozen=True):
     # Only "is there anything" matters, so the values stay raw: engines disagree about their types.
+    role: msgspec.Raw = _NULL
     content: msgspec.Raw = _NULL
     reasoning_content: msgspec.Raw = _NULL
     reasoning: msgspec.Raw = _NULL
     refusal: msgspec.Raw = _NULL
     tool_calls: msgspec.Raw = _NULL
     function_call: msgspec.Raw = _NULL
+
+    @property
+    def names_role(self) -> bool:
+        return bytes(self.role) not in _EMPTY
 
     @property
     def carries(self) -> bool:
@@ -93,6 +98,11 @@ class EngineChunk(msgspec.Struct, frozen=True):
     prompt_progress: _PromptProgress | None = None
     error: msgspec.Raw = _NULL
     object: str | None = None
+
+    @property
+    def roles(self) -> frozenset[int]:
+        """The choices whose role it names."""
+        return frozenset(c.index for c in self.choices if c.delta is not None and c.delta.names_role)
 
     @property
     def is_usage(self) -> bool:

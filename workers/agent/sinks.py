@@ -49,6 +49,8 @@ class StreamSink:
         self._out: list[bytes] = []
         self._usage_chunk: tuple[bytes, EngineUsage] | None = None
         self._last = b"{}"
+        # Hidden chunks that name a choice's role, until the choice is first shown.
+        self._openings: dict[int, bytes] = {}
 
     def add(self, chunk: EngineChunk, payload: bytes, event: bytes) -> None:
         """Show the event, or part of it; the usage chunk waits for the end."""
@@ -56,10 +58,27 @@ class StreamSink:
             self._usage_chunk = (payload, chunk.usage)
             return
         if not self._curtain.shows(chunk):
+            if len(chunk.choices) == 1:
+                self._openings.update(dict.fromkeys(chunk.roles, payload))
             return
+        self._open(chunk)
+        self._show(payload, event)
+
+    def _open(self, chunk: EngineChunk) -> None:
+        """Name the role of a choice whose text is about to begin without one.
+
+        llama.cpp forgets it where an answer's first token ends within a character (its progress names it always), and
+        clients take an answer without a role for a broken one.
+        """
+        for choice in chunk.choices:
+            opening = self._openings.pop(choice.index, None)
+            if opening is not None and choice.index not in chunk.roles:
+                self._show(opening, None)
+
+    def _show(self, payload: bytes, event: bytes | None) -> None:
         shown = self._curtain.drawn(payload)
         self._commitment.response(shown)
-        self._out.append(event if shown is payload else sse.data_event(shown))
+        self._out.append(event if event is not None and shown is payload else sse.data_event(shown))
         self._last = payload
 
     def take(self) -> bytes:

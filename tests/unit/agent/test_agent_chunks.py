@@ -111,12 +111,30 @@ def _shown(body: dict[str, object], *payloads: bytes, dialect: Dialect = LLAMA) 
 
 
 def test_what_was_injected_is_hidden_unless_the_client_asked_for_it() -> None:
-    progress = chunk(choice(0, role="assistant"), prompt_progress={"processed": 1}, timings={})
+    progress = chunk(choice(0), prompt_progress={"processed": 1}, timings={})
     token = chunk(choice(0, content="a"), timings={"predicted_n": 1})
     assert [json.loads(payload) for payload in _shown(STREAM, progress, token)] == [
         json.loads(chunk(choice(0, content="a")))
     ]
     assert _shown({**STREAM, "timings_per_token": True, "return_progress": True}, progress, token) == [progress, token]
+
+
+def test_a_role_that_only_hidden_progress_named_is_shown_before_the_text() -> None:
+    def progress(index: int) -> bytes:
+        return chunk(choice(index, role="assistant", content=None), prompt_progress={"processed": 1}, timings={})
+
+    def opening(index: int) -> bytes:
+        return chunk(choice(index, role="assistant", content=None))
+
+    def token(index: int) -> bytes:
+        return chunk(choice(index, content="a"))
+
+    forgotten = [progress(0), progress(0), progress(1), token(0), token(1), token(0)]
+    assert _shown(STREAM, *forgotten) == [opening(0), token(0), opening(1), token(1), token(0)]
+    named = [progress(0), progress(0), opening(0), token(0)]
+    assert _shown(STREAM, *named) == [opening(0), token(0)]
+    assert _shown({**STREAM, "return_progress": True}, *forgotten[:4])[-1] == token(0)
+    assert len(_shown({**STREAM, "return_progress": True}, *forgotten[:4])) == 4
 
 
 def test_events_that_hide_nothing_keep_their_bytes() -> None:
