@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -60,12 +61,21 @@ class Stack:
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self.engine)
-        await self.seed()
+        # What is entered last ends first: engines, then processes, then what they wrote.
+        self._stack.callback(shutil.rmtree, self._logs)
+        self._stack.push_async_callback(self._end_processes)
+        try:
+            await self._stack.enter_async_context(self.engine)
+            await self.seed()
+        except BaseException:
+            await self._stack.aclose()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+
+    async def _end_processes(self) -> None:
         for process in self._processes:
             if process.poll() is None:
                 process.terminate()
