@@ -109,6 +109,7 @@ class Attempts:
         target = attempt.dispatch.target
         job = Job(
             job_id=walk.job_id,
+            model=request.model,
             body=call.body,
             stream=request.streams,
             show_usage=request.wants_usage,

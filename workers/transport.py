@@ -5,49 +5,39 @@ far, and at the end an `End`. Retrying, timeouts and charging are the caller's b
 """
 
 import asyncio
-import hashlib
+import contextlib
 import re
-import ssl
 import uuid
-from collections import deque
 from typing import ClassVar, NamedTuple, Protocol
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cocoon import hop, openai, splice, sse
+from cocoon import hop, openai, receipt, splice, sse
 from cocoon.clock import Clock
-from cocoon.errors import CocoonError, MalformedError
+from cocoon.errors import MalformedError
 from cocoon.hop import FrameKind, FrameReader
 from cocoon.http1 import Connection, Head, HopClosedError, HopError, request_bytes
 from cocoon.usage import TokenUsage
-from workers.addresses import is_permitted_peer
+from workers.connections import IDLE_S_MAX, Connections, IdentityError, Route, TransportError
 from workers.targets import Target, Upstream, Worker
 
-CONNECT_S_MAX = 5.0
-IDLE_S_MAX = 20.0
-IDLE_CONNECTIONS_MAX = 64
-"""Kept open per target."""
+__all__ = [
+    "Answer", "Batch", "End", "IdentityError", "Job", "RefusedError", "Transport", "TransportError", "token_usage",
+]  # fmt: skip
+
+UPSTREAM_IDLE_S_MAX = 4.0
+"""Engines close idle connections after 5 s (uvicorn's default): a request must not meet that close on its way."""
+END_S_MAX = 0.5
+"""How long the end of the HTTP answer may take to follow the end of what it says."""
 REFUSAL_BYTES_MAX = 256 * 1024
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 """Longest unary answer."""
-PINS_MAX = 4096
-_NOTABLE = re.compile(rb'"usage":\s*\{|"error":|"finish_reason":\s*"')
+RETRY_AFTER_S_MAX = 3600.0
+_SIGNATURE_BYTES = 64
+_NOTABLE = re.compile(rb'"(?:usage"\s*:\s*\{|error"\s*:|finish_reason"\s*:\s*")')
 """Events that can carry usage, an end or a failure; only these are parsed."""
-
-
-class TransportError(CocoonError):
-    """The worker cannot be reached or does not keep to the protocol."""
-
-    code: ClassVar[str] = "worker_unreachable"
-    transient: ClassVar[bool] = True
-
-
-class IdentityError(TransportError):
-    """The worker's TLS key is not the one it enrolled with."""
-
-    code: ClassVar[str] = "worker_identity"
+_REASON = re.compile(r"[A-Za-z0-9_-]{0,32}")
+_SALT = re.compile(rb"[A-Za-z0-9_-]{1,128}")
 
 
 class RefusedError(TransportError):
@@ -66,6 +56,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt as the transport needs it. `max_completion` is per choice; `ticket` is None for an upstream."""
 
     job_id: uuid.UUID
+    model: str
     body: bytes
     stream: bool
     show_usage: bool
@@ -109,21 +100,16 @@ class Answer(Protocol):
 
 
 class Transport:
-    """Opens answers; owns the connection pools."""
+    """Opens answers; owns the connections."""
 
     def __init__(self, clock: Clock, *, allow_private: bool) -> None:
-        self._clock = clock
-        self._allow_private = allow_private
-        self._pools: dict[tuple[str, int, bytes | None], deque[Connection]] = {}
-        self._pins: dict[bytes, bytes] = {}
-        self._pinned = _pinned_context()
-        self._public = ssl.create_default_context()
+        self._connections = Connections(clock, allow_private=allow_private)
 
     async def open(self, target: Target, job: Job) -> Answer:
         """Send the job; the answer is open once the worker has accepted it.
 
         Raises:
-            RefusedError: the worker answered with an error.
+            RefusedError: the worker answered with an error, or the request cannot be put to it.
             TransportError: it cannot be reached, or its identity is wrong.
             HopError: the connection broke.
         """
@@ -135,30 +121,29 @@ class Transport:
 
     def close(self) -> None:
         """Close idle connections."""
-        for pool in self._pools.values():
-            for connection in pool:
-                connection.abort()
-        self._pools.clear()
+        self._connections.close()
 
     async def _open_worker(self, worker: Worker, job: Job) -> Answer:
+        assert job.ticket is not None, "agents work for tickets"
         headers = [
             (b"host", worker.host.encode()),
             (b"content-type", b"application/json"),
-            (hop.TICKET_HEADER.encode(), (job.ticket or "").encode()),
+            (hop.TICKET_HEADER.encode(), job.ticket.encode()),
         ]
         if job.salt:
             headers.append((hop.SALT_HEADER.encode(), job.salt.encode()))
         if job.traceparent:
             headers.append((b"traceparent", job.traceparent.encode()))
         request = request_bytes(b"POST", hop.JOB_PATH.encode(), headers, job.body)
-        key = (worker.host, worker.port, worker.tls_spki_sha256)
-        connection, head = await self._exchange(key, self._pinned, request)
-        await self._require_ok(key, connection, head)
-        if head.headers.get(b"content-type") != hop.CONTENT_TYPE.encode():
-            connection.abort()
-            raise TransportError("the worker's answer is not framed")
+        route = Route(worker.host, worker.port, tls=True, pin=worker.tls_spki_sha256)
+        # An agent works for a ticket once, so sending it again does no harm.
+        connection, head = await self._exchange(route, request, idle_s_max=IDLE_S_MAX, repeatable=True)
+        await self._require_ok(route, connection, head, hop.CONTENT_TYPE.encode())
         salt = head.headers.get(hop.SALT_HEADER.encode())
-        return _FramedAnswer(self, key, connection, salt.decode("latin-1") if salt else None)
+        if salt is not None and _SALT.fullmatch(salt) is None:
+            connection.abort()
+            raise TransportError("the worker's salt is not one")
+        return _FramedAnswer(self._connections, route, connection, salt.decode() if salt else None)
 
     async def _open_upstream(self, upstream: Upstream, job: Job) -> Answer:
         headers = [(b"host", upstream.host.encode()), (b"content-type", b"application/json")]
@@ -169,124 +154,81 @@ class Transport:
         request = request_bytes(
             b"POST", (upstream.path + "/chat/completions").encode(), headers, upstream_body(upstream, job)
         )
-        key = (upstream.host, upstream.port, None)
-        connection, head = await self._exchange(key, self._public if upstream.tls else None, request)
-        await self._require_ok(key, connection, head)
+        route = Route(upstream.host, upstream.port, tls=upstream.tls, pin=None)
+        # Nothing tells an engine that it has seen a request before: one that may have reached it is not sent again.
+        connection, head = await self._exchange(route, request, idle_s_max=UPSTREAM_IDLE_S_MAX, repeatable=False)
+        await self._require_ok(route, connection, head, b"text/event-stream" if job.stream else b"")
         if job.stream:
-            return _EventAnswer(self, key, connection, show_usage=job.show_usage)
-        return _UnaryAnswer(self, key, connection)
+            return _EventAnswer(self._connections, route, connection, show_usage=job.show_usage)
+        return _UnaryAnswer(self._connections, route, connection)
 
     async def _exchange(
-        self, key: tuple[str, int, bytes | None], context: ssl.SSLContext | None, request: bytes
+        self, route: Route, request: bytes, *, idle_s_max: float, repeatable: bool
     ) -> tuple[Connection, Head]:
-        """Send on a kept connection, or on a fresh one when the kept one turns out to be closed already."""
-        pool = self._pools.get(key)
-        while pool:
-            connection = pool.pop()
-            if connection.reusable and self._clock.monotonic() - connection.idle_since < IDLE_S_MAX:
-                try:
-                    connection.send(request)
-                    return connection, await connection.head()
-                except HopClosedError:
-                    # The other side closed it while it was idle: nothing was answered. Any other failure counts.
-                    if connection.bytes_received:
-                        raise
-                except asyncio.CancelledError:
-                    connection.abort()
+        """Send on a kept connection, else on a new one; and on a new one if the kept one closes without a byte."""
+        kept = self._connections.take(route, idle_s_max)
+        if kept is not None:
+            try:
+                return kept, await _answered(kept, request)
+            except HopClosedError:
+                if kept.bytes_received or not repeatable:
                     raise
-            else:
-                connection.abort()
-        connection = await self._connect(key, context)
-        try:
-            connection.send(request)
-            return connection, await connection.head()
-        except BaseException:
-            connection.abort()
-            raise
+        new = await self._connections.open(route)
+        return new, await _answered(new, request)
 
-    async def _connect(self, key: tuple[str, int, bytes | None], context: ssl.SSLContext | None) -> Connection:
-        host, port, pin = key
-        try:
-            async with asyncio.timeout(CONNECT_S_MAX):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    Connection, host, port, ssl=context, server_hostname=host if context is not None else None
-                )
-        except (OSError, ssl.SSLError, TimeoutError) as error:
-            raise TransportError("the worker cannot be reached") from error
-        if pin is not None:
-            self._check_peer(connection, pin)
-        return connection
-
-    def _check_peer(self, connection: Connection, pin: bytes) -> None:
-        """A worker's address came from outside: what it resolved to, and who answers there, must be what we expect."""
-        peer: str = connection.transport.get_extra_info("peername")[0]
-        if not is_permitted_peer(peer, allow_private=self._allow_private):
-            connection.abort()
-            raise TransportError("the worker's name resolves to an address that is not permitted")
-        if self._peer_pin(connection) != pin:
-            connection.abort()
-            raise IdentityError
-
-    def _peer_pin(self, connection: Connection) -> bytes:
-        tls = connection.transport.get_extra_info("ssl_object")
-        certificate: bytes = tls.getpeercert(binary_form=True) or b""
-        digest = hashlib.sha256(certificate).digest()
-        if digest not in self._pins:
-            if len(self._pins) >= PINS_MAX:
-                self._pins.clear()
-            self._pins[digest] = spki_sha256(certificate)
-        return self._pins[digest]
-
-    def _release(self, key: tuple[str, int, bytes | None], connection: Connection) -> None:
-        pool = self._pools.setdefault(key, deque())
-        if len(pool) >= IDLE_CONNECTIONS_MAX:
-            connection.abort()
-            return
-        connection.idle_since = self._clock.monotonic()
-        pool.append(connection)
-
-    async def _require_ok(self, key: tuple[str, int, bytes | None], connection: Connection, head: Head) -> None:
+    async def _require_ok(self, route: Route, connection: Connection, head: Head, content_type: bytes) -> None:
+        """An answer that begins with `content_type`; a unary answer's bytes speak for themselves."""
         if head.status == 200:  # noqa: PLR2004  HTTP's own name
+            if not head.headers.get(b"content-type", b"").lower().startswith(content_type):
+                connection.abort()
+                raise TransportError(f"the answer is not {content_type.decode()}")
             return
         try:
             body = await connection.read_all(REFUSAL_BYTES_MAX)
         except HopError:
             body = b""
         finally:
-            self.finish(key, connection)
+            self._connections.give_back(route, connection)
         raise RefusedError(head.status, body, _retry_after(head.headers.get(b"retry-after")))
 
-    def finish(self, key: tuple[str, int, bytes | None], connection: Connection) -> None:
-        """Keep the connection when its answer is complete, else abort it."""
-        if connection.reusable:
-            self._release(key, connection)
-        else:
-            connection.abort()
+
+async def _answered(connection: Connection, request: bytes) -> Head:
+    try:
+        connection.send(request)
+        return await connection.head()
+    except BaseException:
+        connection.abort()
+        raise
 
 
 class _PooledAnswer:
     """What every answer shares: its connection, given back once."""
 
-    def __init__(self, transport: Transport, key: tuple[str, int, bytes | None], connection: Connection) -> None:
+    def __init__(self, connections: Connections, route: Route, connection: Connection) -> None:
         self.salt: str | None = None
-        self._transport = transport
-        self._key = key
+        self._connections = connections
+        self._route = route
         self._connection = connection
         self._closed = False
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._transport.finish(self._key, self._connection)
+            self._connections.give_back(self._route, self._connection)
+
+    async def _run_out(self) -> None:
+        """All is said: let HTTP's own end arrive, so that the connection can be kept. What else comes costs only it."""
+        if not self._connection.reusable:
+            with contextlib.suppress(TimeoutError, HopError):
+                async with asyncio.timeout(END_S_MAX):
+                    await self._connection.read()
 
 
 class _FramedAnswer(_PooledAnswer):
     """An agent's answer."""
 
-    def __init__(
-        self, transport: Transport, key: tuple[str, int, bytes | None], connection: Connection, salt: str | None
-    ) -> None:
-        super().__init__(transport, key, connection)
+    def __init__(self, connections: Connections, route: Route, connection: Connection, salt: str | None) -> None:
+        super().__init__(connections, route, connection)
         self.salt = salt
         self._frames = FrameReader()
 
@@ -308,13 +250,17 @@ class _FramedAnswer(_PooledAnswer):
                 return Batch(b"".join(data), usage, None)
 
     async def _ended(self, data: bytes, trailer: hop.Trailer) -> Batch:
-        if self._frames.pending or await self._connection.read():
+        if self._frames.pending:
             raise MalformedError("bytes after the trailer")
+        head, signature = trailer.receipt_head, trailer.receipt_signature
+        if receipt.ReceiptHead.decode(head).usage != trailer.usage or len(signature) != _SIGNATURE_BYTES:
+            raise MalformedError("the receipt is not for this answer")
+        await self._run_out()
         end = End(
             usage=trailer.usage,
-            finish_reason=trailer.finish_reason,
-            receipt_head=trailer.receipt_head,
-            receipt_signature=trailer.receipt_signature,
+            finish_reason=_known_reason(trailer.finish_reason),
+            receipt_head=head,
+            receipt_signature=signature,
             failure=trailer.failure,
         )
         return Batch(data, trailer.usage, end)
@@ -326,19 +272,18 @@ class _UnaryAnswer(_PooledAnswer):
     async def next(self) -> Batch:
         body = await self._connection.read_all(ANSWER_BYTES_MAX)
         answer = openai.decode_chunk(body)
+        if answer.error is not None or not answer.choices:
+            raise MalformedError("the upstream's answer is none")
         usage = token_usage(answer.usage) or TokenUsage()
         reason = next((c.finish_reason for c in answer.choices if c.finish_reason), "stop")
-        failure = "upstream_error" if answer.error is not None else None
-        return Batch(body, usage, End(usage=usage, finish_reason=reason, failure=failure))
+        return Batch(body, usage, End(usage=usage, finish_reason=_known_reason(reason)))
 
 
 class _EventAnswer(_PooledAnswer):
     """A plain upstream's stream: events pass as they are, but for a usage chunk that the client did not ask for."""
 
-    def __init__(
-        self, transport: Transport, key: tuple[str, int, bytes | None], connection: Connection, *, show_usage: bool
-    ) -> None:
-        super().__init__(transport, key, connection)
+    def __init__(self, connections: Connections, route: Route, connection: Connection, *, show_usage: bool) -> None:
+        super().__init__(connections, route, connection)
         self._events = sse.EventSplitter()
         self._show_usage = show_usage
         self._reported: TokenUsage | None = None
@@ -359,9 +304,9 @@ class _EventAnswer(_PooledAnswer):
                 done = self._take(event, shown)
             usage = self._reported or TokenUsage(completion=self._counted)
             if done:
-                if await self._connection.read():
-                    raise MalformedError("bytes after [DONE]")
-                return Batch(b"".join(shown), usage, End(usage=usage, finish_reason=self._finish_reason or "stop"))
+                await self._run_out()
+                reason = _known_reason(self._finish_reason or "stop")
+                return Batch(b"".join(shown), usage, End(usage=usage, finish_reason=reason))
             if shown or self._counted != counted:
                 return Batch(b"".join(shown), usage, None)
 
@@ -372,8 +317,10 @@ class _EventAnswer(_PooledAnswer):
             shown.append(sse.DONE_EVENT)
             return True
         if payload is None:
-            # A comment: harmless, and it keeps the client's connection alive as it kept ours.
-            shown.append(event)
+            # A comment: harmless, and it keeps the client's connection alive as it kept ours. Before the first event
+            # the gateway has its own, and a worker that has only commented can still be replaced.
+            if self._counted:
+                shown.append(event)
             return False
         self._counted += 1
         if _NOTABLE.search(payload):
@@ -393,17 +340,24 @@ class _EventAnswer(_PooledAnswer):
 
 
 def upstream_body(upstream: Upstream, job: Job) -> bytes:
-    """The client's bytes, changed only where a plain upstream needs it: model name, usage reporting, a maximum."""
+    """The client's bytes, changed only where a plain upstream needs it: model name, usage reporting, a maximum.
+
+    Raises:
+        RefusedError: the body cannot be edited (`splice.MEMBERS_MAX`); that is no upstream's fault.
+    """
     changes: dict[str, bytes | None] = {}
-    request = openai.decode_chat(job.body)
-    name = upstream.models[request.model]
-    if name != request.model:
-        changes["model"] = msgspec.json.encode(name)
-    if request.streams and not request.wants_usage:
-        changes["stream_options"] = _with_usage(job.body)
-    if not job.asks_maximum:
-        changes["max_tokens"] = str(job.max_completion).encode()
-    return splice.with_members(job.body, changes) if changes else job.body
+    try:
+        name = upstream.models[job.model]
+        if name != job.model:
+            changes["model"] = msgspec.json.encode(name)
+        if job.stream and not job.show_usage:
+            changes["stream_options"] = _with_usage(job.body)
+        if not job.asks_maximum:
+            changes["max_tokens"] = str(job.max_completion).encode()
+        return splice.with_members(job.body, changes) if changes else job.body
+    except MalformedError as error:
+        message = "The body has too many members or is nested too deeply."
+        raise RefusedError(400, openai.error_json(message, "invalid_request_error"), None) from error
 
 
 def token_usage(usage: openai.Usage | None) -> TokenUsage | None:
@@ -422,21 +376,14 @@ def token_usage(usage: openai.Usage | None) -> TokenUsage | None:
         raise MalformedError(str(error)) from error
 
 
-def spki_sha256(certificate: bytes) -> bytes:
-    """SHA-256 of a DER certificate's SubjectPublicKeyInfo.
-
-    Raises:
-        IdentityError: not a certificate.
-    """
-    try:
-        key = x509.load_der_x509_certificate(certificate).public_key()
-    except ValueError as error:
-        raise IdentityError from error
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+def _known_reason(reason: str) -> str:
+    """A finish reason as it may be recorded; what cannot be one is `other`."""
+    return reason if _REASON.fullmatch(reason) else "other"
 
 
 def _retry_after(value: bytes | None) -> float | None:
-    return float(value) if value is not None and value.isdigit() else None
+    """Seconds; a date is as good as nothing. A number of four hundred digits is a number too."""
+    return min(float(value), RETRY_AFTER_S_MAX) if value is not None and value.isdigit() else None
 
 
 def _with_usage(body: bytes) -> bytes:
@@ -444,12 +391,3 @@ def _with_usage(body: bytes) -> bytes:
         if member.key == "stream_options" and body[member.value : member.value + 1] == b"{":
             return splice.with_members(body[member.value : member.end], {"include_usage": b"true"})
     return b'{"include_usage":true}'
-
-
-def _pinned_context() -> ssl.SSLContext:
-    """TLS 1.3 without a public PKI: the key is compared with the enrolled one instead."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
