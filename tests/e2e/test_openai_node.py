@@ -17,8 +17,8 @@ SETTLED_S = 10
 def test_the_npm_client_works(network: Network) -> None:
     node = find_node()
     node.install(PROJECT)
-    done = node.run(
-        "node", "--test", "--test-reporter=tap", "openai.test.mjs", cwd=PROJECT, timeout_s=TESTS_S_MAX,
+    done = node.node(
+        "--test", "--test-reporter=tap", "openai.test.mjs", cwd=PROJECT, timeout_s=TESTS_S_MAX,
         environment={
             "COCOON_BASE_URL": network.base_url, "COCOON_API_KEY": network.api_key, "COCOON_MODEL": MODEL,
             "COCOON_LIMITED_KEY": network.new_key("--credit", "1", "--rpm", "1").secret,
