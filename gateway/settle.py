@@ -2,7 +2,8 @@
 
 `Settler.submit` is synchronous, so an exchange hands over its end even while it is being cancelled. What follows runs
 in tasks of its own that no request can cancel: each retries until the ledger has answered, because every ledger
-method is idempotent by the job's id. A hold that is never resolved (the process was killed) expires in the ledger.
+method is idempotent by the job's id. A charge that the ledger refuses for good releases its hold; a hold that is never
+resolved (the process was killed) expires in the ledger.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from typing import Self, TypeVar
 
 import structlog
 
-from billing.ports import BillingError, Ledger, Posted, Settlement
+from billing.ports import BillingError, HoldClosedError, Ledger, Posted, Settlement
 from cocoon.clock import Clock
 from gateway.errors import OverloadedError
 
@@ -36,6 +37,7 @@ class Settler:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
+        self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -45,6 +47,7 @@ class Settler:
 
     async def __aexit__(self, *_: object) -> None:
         # What `drain` did not see settled is given up: its holds expire.
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await self._group.__aexit__(None, None, None)
@@ -84,26 +87,43 @@ class Settler:
     async def _settle(self, settlement: Settlement, done: Callable[[Posted | None], None]) -> None:
         posted: Posted | None = None
         try:
-            posted = await self._retried(lambda: self._ledger.settle(settlement))
-        except BillingError as error:
-            log.error(
-                "settlement_refused", job_id=str(settlement.job_id), code=error.code, outcome=settlement.outcome.value
-            )
-        except Exception:
-            log.exception("settlement_failed", job_id=str(settlement.job_id))
+            posted = await self._posted(settlement)
         finally:
             self._end()
-        done(posted)
+        try:
+            done(posted)
+        except Exception:  # an exception that left this task would cancel everybody else's settlement
+            log.exception("settled_and_not_told", job_id=str(settlement.job_id))
+
+    async def _posted(self, settlement: Settlement) -> Posted | None:
+        job_id = str(settlement.job_id)
+        try:
+            return await self._retried(lambda: self._ledger.settle(settlement))
+        except BillingError as error:
+            log.error("settlement_refused", job_id=job_id, code=error.code, outcome=settlement.outcome.value)
+            if error.transient:
+                return None
+        except Exception:
+            log.exception("settlement_failed", job_id=job_id)
+        # What cannot be charged must not be kept from the customer until it expires.
+        await self._release(settlement.job_id, settlement.customer_id)
+        return None
 
     async def _void(self, job_id: uuid.UUID, customer_id: uuid.UUID) -> None:
         try:
+            await self._release(job_id, customer_id)
+        finally:
+            self._end()
+
+    async def _release(self, job_id: uuid.UUID, customer_id: uuid.UUID) -> None:
+        try:
             await self._retried(lambda: self._ledger.void(job_id, customer_id))
+        except HoldClosedError:
+            log.info("hold_was_closed", job_id=str(job_id))
         except BillingError as error:
             log.warning("void_refused", job_id=str(job_id), code=error.code)
         except Exception:
             log.exception("void_failed", job_id=str(job_id))
-        finally:
-            self._end()
 
     async def _retried(self, call: Callable[[], Coroutine[None, None, T]]) -> T:
         deadline = self._clock.monotonic() + SETTLE_S_MAX
@@ -118,6 +138,10 @@ class Settler:
             backoff_s = min(2 * backoff_s, _BACKOFF_S_MAX)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
+        if self._closed:
+            log.error("settlements_abandoned", pending=1)
+            work.close()
+            return
         self._pending += 1
         self._idle.clear()
         task = self._group.create_task(work)
