@@ -1,10 +1,12 @@
 import random
+import threading
 
 import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import StatusCode
 
+from cocoon import tracing
 from cocoon.tracing import SpanRecord, Trace, Tracer, start_tracer
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -123,3 +125,21 @@ def test_closing_closes_the_exporter() -> None:
     tracer(kept).close()
 
     assert kept.closed
+
+
+def test_closing_does_not_wait_for_a_collector_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "FLUSH_S_MAX", 0.05)
+    answers = threading.Event()
+
+    class Hanging(Kept):
+        def shutdown(self) -> None:
+            answers.wait(20)
+            super().shutdown()
+
+    kept = Hanging()
+    try:
+        tracer(kept).close()
+
+        assert not kept.closed
+    finally:
+        answers.set()
