@@ -173,7 +173,7 @@ async def test_a_document_is_no_stream(transport: Transport) -> None:
         b'{"choices":[{}],"error":{"message":"x"}}',
         b'{"choices":[{}],"usage":{"prompt_tokens":1,"prompt_tokens_details":{"cached_tokens":2}}}',
         b'{"choices":[{}],"usage":{"completion_tokens":-1}}',
-        gzip.compress(b'{"choices":[{}]}'),
+        gzip.compress(b'{"choices":[{}]}', mtime=0),
         b"",
     ],
 )
