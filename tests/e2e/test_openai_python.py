@@ -22,8 +22,8 @@ from tests.scripted_engine import until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 HELLO: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Say hello."}]
-ON_AND_ON: dict[str, Any] = {"ignore_eos": True}
-"""A member that OpenAI does not know and the engine does: it generates until it is stopped."""
+ON_AND_ON: dict[str, Any] = {"ignore_eos": True, "grammar": "root ::= [a-z ]+"}
+"""Members that OpenAI does not know and the engine does: it generates until it is stopped, and every token is text."""
 UNKNOWN_KEY = "sk-cocoon-" + "A" * 43
 NANO = Decimal("1e-9")
 
@@ -55,7 +55,9 @@ def cost_of(usage: Any) -> int:
 
 
 def test_an_answer_says_what_it_cost_and_that_is_what_was_charged(network: Network, client: OpenAI) -> None:
-    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO, max_tokens=8, seed=7)
+    raw = client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=HELLO, max_tokens=8, seed=7, temperature=0
+    )
     answer = raw.parse()
     [choice] = answer.choices
     assert answer.object == "chat.completion"
@@ -81,7 +83,9 @@ def test_an_answer_says_what_it_cost_and_that_is_what_was_charged(network: Netwo
 
 
 def test_a_stream_has_a_role_text_and_an_end_and_no_usage_unasked(client: OpenAI) -> None:
-    with client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=8, stream=True) as stream:
+    with client.chat.completions.create(
+        model=MODEL, messages=HELLO, max_tokens=8, stream=True, temperature=0
+    ) as stream:
         assert stream.response.headers["content-type"].startswith("text/event-stream")
         chunks = list(stream)
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
@@ -121,7 +125,7 @@ def test_a_stream_with_usage_ends_with_the_cost(network: Network, client: OpenAI
 
 async def test_the_async_client_answers_and_streams_side_by_side(async_client: AsyncOpenAI) -> None:
     async def whole() -> int:
-        answer = await async_client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=6)
+        answer = await async_client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=6, temperature=0)
         assert answer.usage is not None
         assert answer.choices[0].message.content
         return answer.usage.completion_tokens
@@ -287,16 +291,21 @@ def test_a_key_over_its_limit_is_told_when_to_come_back(network: Network, client
 
 def test_a_client_that_is_told_to_wait_waits_and_is_served(network: Network, client: OpenAI) -> None:
     """The SDK retries by itself: our Retry-After must be one that it understands."""
-    key = network.new_key("--credit", "1", "--concurrency", "1")
-    patient = client.with_options(api_key=key.secret, max_retries=5)
-    impatient = client.with_options(api_key=key.secret)
+    key = network.new_key("--credit", "1", "--tpm", "6000")
+    impatient, patient = (client.with_options(api_key=key.secret, max_retries=retries) for retries in (0, 4))
+    # Its largest completion is reserved for as long as it runs. Of the 3550 that are asked for next, some 600 are
+    # missing, which come back at 100 a second.
     with impatient.chat.completions.create(
-        model=MODEL, messages=HELLO, max_tokens=900, stream=True, extra_body=ON_AND_ON
+        model=MODEL, messages=HELLO, max_tokens=3000, stream=True, extra_body=ON_AND_ON
     ) as busy:
         next(iter(busy))
-        with pytest.raises(openai.RateLimitError):
-            impatient.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1)
-    assert patient.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1).choices
+        request: dict[str, Any] = {"max_tokens": 3550, "extra_body": {"grammar": 'root ::= "hello"'}}
+        with pytest.raises(openai.RateLimitError) as refused:
+            impatient.chat.completions.create(model=MODEL, messages=HELLO, **request)
+        assert 1 <= int(refused.value.response.headers["retry-after"]) <= 8
+        raw = patient.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO, **request)
+    assert raw.retries_taken >= 1
+    assert raw.parse().choices[0].message.content == "hello"
 
 
 def test_closing_a_stream_stops_the_model_and_charges_what_was_generated(network: Network, client: OpenAI) -> None:

@@ -8,12 +8,12 @@ const { COCOON_API_KEY: apiKey, COCOON_BASE_URL: baseURL, COCOON_LIMITED_KEY: li
   process.env;
 const client = new OpenAI({ apiKey, baseURL, maxRetries: 0, timeout: 60_000 });
 const messages = [{ role: 'user', content: 'Say hello.' }];
-// A member that OpenAI does not know and the engine does: it generates until it is stopped.
-const onAndOn = { ignore_eos: true };
+// Members that OpenAI does not know and the engine does: it generates until it is stopped, and every token is text.
+const onAndOn = { ignore_eos: true, grammar: 'root ::= [a-z ]+' };
 
 test('an answer has text, counts and a cost', async () => {
   const { data, response, request_id } = await client.chat.completions
-    .create({ model, messages, max_tokens: 8, seed: 1 })
+    .create({ model, messages, max_tokens: 8, seed: 1, temperature: 0 })
     .withResponse();
   assert.equal(data.object, 'chat.completion');
   assert.equal(data.choices.length, 1);
@@ -35,6 +35,7 @@ test('a stream is an async iterator that ends with usage', async () => {
     model,
     messages,
     max_tokens: 8,
+    temperature: 0,
     stream: true,
     stream_options: { include_usage: true },
   });
