@@ -4,9 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
-PACKAGES := billing cli cocoon gateway migrations workers
 
-.PHONY: dev install check lint types layers fast test test-faults bench lock clean
+.PHONY: dev install check lint types layers fast test bench lock clean
 
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev

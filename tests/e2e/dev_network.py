@@ -1,6 +1,7 @@
 """`cocoon dev` as tests run it: in a state directory of its own, on a port of its own, ended by pid."""
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -30,6 +31,8 @@ STOP_S = 60.0
 KNOWN_S = 20.0
 PROCESSES_ASKED = 12
 """Answers in a row, each on a new connection, after which every gateway process has most likely been asked."""
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 
 class Dev:
@@ -55,6 +58,7 @@ class Dev:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
 
     def start(self) -> dict[str, Any]:
@@ -189,6 +193,11 @@ def dev_in_own_folder() -> Iterator[Dev]:
         dev.close()
         remove_placement(dev.state.root / "postgres")
         shutil.rmtree(place)
+
+
+def _die_with_parent() -> None:
+    # A test run that is killed leaves no network: the supervisor's death ends its services.
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def until(condition: Callable[[], object], seconds: float, diagnose: Callable[[], str]) -> None:
