@@ -29,6 +29,7 @@ from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
 from gateway.http.account import AccountController
+from gateway.http.bodies import BodyRoom
 from gateway.http.chat import serve_chat
 from gateway.http.errors import error_answer
 from gateway.http.health import healthz, readyz
@@ -67,6 +68,7 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
     configure_logging("gateway")
     chosen = settings or read_settings()
     holder: list[Services] = []
+    room = BodyRoom(each_max=chosen.body_bytes_max, total_max=chosen.bodies_bytes_max)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None]:
@@ -79,9 +81,7 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
 
     @asgi("/v1/chat/completions", copy_scope=False)
     async def chat(scope: Scope, receive: Receive, send: Send) -> None:
-        services = holder[0]
-        http = cast("HTTPScope", scope)
-        await serve_chat(services.pipeline, services.settings.body_bytes_max, http, receive, send)
+        await serve_chat(holder[0].pipeline, room, cast("HTTPScope", scope), receive, send)
 
     return Litestar(
         route_handlers=[chat, ModelsController, AccountController, WorkersController, healthz, readyz],

@@ -36,7 +36,6 @@ class Attempt:
     def __init__(self, number: int, dispatch: Dispatch, clock: Clock) -> None:
         self.number = number
         self.dispatch = dispatch
-        self.held_back = b""
         self.first_token_s: float | None = None
         self._clock = clock
         self._began = clock.monotonic()

@@ -16,14 +16,23 @@ from cocoon.openai import ChatRequest
 from cocoon.ticket import Ticket, plain_request_digest, seal_ticket, ticket_key
 from gateway.admission import Admission
 from gateway.attempt import Attempt, AttemptBusyError, AttemptFailedError
-from gateway.client import Client
+from gateway.client import Client, require_present
+from gateway.deadline import Deadline
 from gateway.errors import AnswerBrokenError, UpstreamRefusedError
 from gateway.exchange import Event
 from gateway.walk import Call, Walk
 from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
 from workers.routing import DispatchOutcome, RetryBudget, Router
-from workers.targets import Worker
-from workers.transport import Batch, IdentityError, Job, RefusedError, Transport, TransportError
+from workers.targets import Upstream, Worker
+from workers.transport import (
+    ANSWER_BYTES_MAX,
+    Batch,
+    IdentityError,
+    Job,
+    RefusedError,
+    Transport,
+    TransportError,
+)
 
 ATTEMPTS_MAX = 4
 TICKET_MARGIN_S = 30
@@ -52,9 +61,11 @@ class Attempts:
         self._ticket_keys: dict[bytes, bytes] = {}
 
     async def first(
-        self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client
+        self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client, deadline: Deadline
     ) -> tuple[Attempt, Batch]:
         """The first batch of a stream, or the whole of a unary answer, from the first worker that gives it.
+
+        `deadline` hears of every sign of life meanwhile.
 
         Raises:
             UpstreamRefusedError: the engine refused the request itself.
@@ -69,9 +80,9 @@ class Attempts:
                 break
             attempt = self._dispatch(walk, admission, request, number, excluded, failure)
             try:
-                batch = await self._try(attempt, walk, admission, request, call)
+                batch = await self._try(attempt, walk, admission, request, call, deadline)
             except AttemptFailedError as error:
-                client.require_present()
+                require_present(client)
                 log.warning("attempt_failed", job_id=str(walk.job_id), worker=attempt.worker_name, reason=str(error))
                 failure = error
                 excluded.add(attempt.dispatch.target.target_id)
@@ -105,32 +116,36 @@ class Attempts:
         walk.exchange.note(Event.DISPATCH)
         return attempt
 
-    async def _try(self, attempt: Attempt, walk: Walk, admission: Admission, request: ChatRequest, call: Call) -> Batch:
+    async def _try(
+        self, attempt: Attempt, walk: Walk, admission: Admission, request: ChatRequest, call: Call, deadline: Deadline
+    ) -> Batch:
         target = attempt.dispatch.target
         job = Job(
             job_id=walk.job_id,
             model=request.model,
-            body=call.body,
+            body=walk.body,
             stream=request.streams,
             show_usage=request.wants_usage,
             asks_maximum=request.asked_completion is not None,
             max_completion=admission.bounds.completion_per_choice,
-            ticket=self._ticket(target, attempt.number, walk, admission, call) if isinstance(target, Worker) else None,
+            ticket=self._ticket(target, attempt.number, walk, admission) if isinstance(target, Worker) else None,
             salt=call.salt,
             traceparent=walk.trace.child_header if walk.trace.sampled else call.traceparent,
         )
+        if isinstance(target, Upstream) and not request.streams:
+            deadline.expect_silence()
         try:
             attempt.opened(await self._transport.open(target, job))
             batch = await attempt.next()
-            if request.streams:
-                while not batch.data and batch.end is None:
-                    batch = await attempt.next()
-                return batch
-            data = [batch.data]
-            while batch.end is None:
+            parts, size = [batch.data], len(batch.data)
+            while batch.end is None and not (request.streams and size):
+                deadline.alive()
                 batch = await attempt.next()
-                data.append(batch.data)
-            return batch._replace(data=b"".join(data))
+                parts.append(batch.data)
+                size += len(batch.data)
+                if size > ANSWER_BYTES_MAX:
+                    raise AttemptFailedError("the answer is too long")
+            return batch._replace(data=b"".join(parts))
         except RefusedError as error:
             raise self._refused(attempt, error) from error
         except IdentityError as error:
@@ -152,7 +167,7 @@ class Attempts:
         attempt.failed(DispatchOutcome.FAILED_BEFORE_FIRST_BYTE)
         return AttemptFailedError(str(error))
 
-    def _ticket(self, worker: Worker, number: int, walk: Walk, admission: Admission, call: Call) -> str:
+    def _ticket(self, worker: Worker, number: int, walk: Walk, admission: Admission) -> str:
         key = self._ticket_keys.get(worker.keyset_digest)
         if key is None:
             if len(self._ticket_keys) >= KEYSETS_MAX:
@@ -168,7 +183,7 @@ class Attempts:
             max_prompt=admission.bounds.prompt,
             max_completion=admission.bounds.completion,
             not_after=int(self._clock.now().timestamp() + self._ticket_s),
-            request_digest=plain_request_digest(call.body),
+            request_digest=plain_request_digest(walk.body),
         )
         return seal_ticket(key, ticket)
 

@@ -10,6 +10,9 @@ import msgspec
 from cocoon.errors import CocoonError
 from cocoon.sse import KEEP_ALIVE
 
+COMMENT_S_MAX = 1.0
+"""How long a comment that is being written may hold up a failure."""
+
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -28,7 +31,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Client(Protocol):
-    """Whoever waits for the answer."""
+    """Whoever waits for the answer. `blocked` is true while it does not read, `began` once a stream has begun."""
 
     gone: bool
     blocked: bool
@@ -42,8 +45,13 @@ class Client(Protocol):
         """Call `callback` once when the client leaves, at once if it has left; None forgets it."""
         ...
 
-    def require_present(self) -> None:
-        """Raise ClientGoneError if the client has left."""
+    async def body(self) -> bytes:
+        """The whole request body; to be asked for once.
+
+        Raises:
+            BodyTooLargeError, BodyTimeoutError, OverloadedError: it is not taken in.
+            ClientGoneError: the client left before the end of it.
+        """
         ...
 
     async def answer(self, headers: Headers, body: bytes) -> None:
@@ -55,16 +63,22 @@ class Client(Protocol):
         ...
 
     async def write(self, data: bytes) -> None:
-        """Send whole events in one write. `blocked` is true while the client does not read."""
+        """Send whole events in one write."""
         ...
 
-    async def finish(self) -> None:
-        """End a stream."""
+    async def finish(self, data: bytes) -> None:
+        """Send the last events of a stream and end it."""
         ...
 
     async def fail(self, error: CocoonError) -> None:
         """Send the error in whatever form is still possible."""
         ...
+
+
+def require_present(client: Client) -> None:
+    """Raise ClientGoneError if the client has left."""
+    if client.gone:
+        raise ClientGoneError
 
 
 class KeepAlive:
@@ -86,13 +100,20 @@ class KeepAlive:
         self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._start)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._timer is not None, "entered before"
         self._timer.cancel()
-        if self._task is not None:
-            # A comment that is being written is finished first: two writers must not interleave.
-            self._stop.set()
-            await self._task
+        if self._task is None:
+            return
+        # A comment that is being written is finished first: two writers must not interleave. But where the wait has
+        # failed, nobody watches the time any more, and a client that does not read must not hold this up.
+        self._stop.set()
+        try:
+            await asyncio.wait([self._task], timeout=None if kind is None else COMMENT_S_MAX)
+        finally:
+            self._task.cancel()
+        if kind is None:
+            self._task.result()
 
     def _start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._comment())

@@ -28,6 +28,13 @@ class BodyTooLargeError(GatewayError):
     code: ClassVar[str] = "body_too_large"
 
 
+class BodyTimeoutError(GatewayError):
+    """The body did not arrive in time."""
+
+    code: ClassVar[str] = "body_timeout"
+    transient: ClassVar[bool] = True
+
+
 class ModelUnknownError(GatewayError):
     """The model does not exist."""
 

@@ -8,6 +8,7 @@ class LiveExchanges:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._cancelled = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -15,9 +16,11 @@ class LiveExchanges:
         return len(self._tasks)
 
     def enter(self, task: asyncio.Task[None]) -> None:
-        """An exchange began."""
+        """An exchange began. Whatever begins after `cancel` is broken off as well."""
         self._tasks.add(task)
         self._idle.clear()
+        if self._cancelled:
+            task.cancel()
 
     def leave(self, task: asyncio.Task[None]) -> None:
         """It ended, however it ended."""
@@ -27,6 +30,7 @@ class LiveExchanges:
 
     def cancel(self) -> None:
         """Break off whatever still runs; each exchange settles on its way out."""
+        self._cancelled = True
         for task in tuple(self._tasks):
             task.cancel()
 

@@ -1,28 +1,31 @@
 """One request, one straight walk: authenticate -> admit -> route -> relay -> settle -> receipt.
 
 `Pipeline.serve` is the map; each step is a method or a module of its own. Nothing here knows HTTP: the client is a
-port with six operations, errors are typed, and `gateway/http` translates both.
+port, errors are typed, and `gateway/http` translates both.
 """
 
 import asyncio
 import datetime as dt
 import random
 
+import structlog
+
 from billing.ports import Ledger, Posted, Settlement
 from cocoon.clock import Clock
-from cocoon.errors import CocoonError
+from cocoon.errors import CocoonError, MalformedError
 from cocoon.ids import new_job_id
-from cocoon.money import NUMERATOR_PER_NANO
 from cocoon.openai import ChatRequest
+from cocoon.sse import DONE_EVENT
 from cocoon.tracing import Tracer
 from cocoon.usage import TokenUsage
 from gateway import relay
 from gateway.admission import Admission, bound, choose_offer, hold_credit, parse_chat
-from gateway.attempt import Attempt, AttemptFailedError
+from gateway.attempt import AttemptFailedError
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable, Principal, Role, require_role
-from gateway.client import Client, ClientGoneError, KeepAlive, Limits
-from gateway.errors import AnswerBrokenError, AnswerTimeoutError, OverloadedError, UpstreamRefusedError
+from gateway.client import Client, ClientGoneError, KeepAlive, Limits, require_present
+from gateway.deadline import Deadline
+from gateway.errors import AnswerBrokenError, AnswerTimeoutError, OverloadedError
 from gateway.exchange import Event, Exchange, Money, State
 from gateway.headers import answer_headers, cors_headers
 from gateway.limits import Limiter
@@ -33,6 +36,7 @@ from gateway.spans import spans_of
 from gateway.walk import Call, Walk
 from workers.transport import Batch
 
+log = structlog.get_logger()
 HOLD_MARGIN_S = 60
 """Holds outlive the longest request and the longest settlement by this much."""
 
@@ -58,23 +62,25 @@ class Pipeline:
         self.live = LiveExchanges()
 
     async def serve(self, call: Call, client: Client) -> None:
-        """Answer one chat request. Returns when the client has its answer or is gone; never raises CocoonError."""
+        """Answer one chat request. Returns when the client has its answer or is gone; only cancellation leaves it."""
         walk = Walk(new_job_id(self._clock, self._rng), Exchange(self._clock), self._tracer.begin(call.traceparent))
         client.always([(b"x-request-id", str(walk.job_id).encode())])
         try:
-            principal, request = self._authenticate(walk, call, client)
-            admission = await self._admit(walk, principal, request, call, client)
+            principal = self._authenticate(walk, call, client)
+            request = await self._read(walk, client)
+            admission = await self._admit(walk, principal, request, client)
             await self._relay(walk, admission, request, call, client)
         except ClientGoneError:
             walk.exchange.end(Event.LEAVE)
         except CocoonError as error:
-            walk.error = error
-            walk.exchange.end(_ending(walk.exchange, error))
+            walk.fail(error)
         except asyncio.CancelledError:
             # The process is stopping and its patience is over: the network breaks this answer, nobody pays.
-            walk.error = AnswerBrokenError("the gateway is stopping")
-            walk.exchange.end(_ending(walk.exchange, walk.error))
+            walk.fail(AnswerBrokenError("the gateway is stopping"))
             raise
+        except Exception:  # the request's top frame: a mistake of ours must not keep the customer's money
+            log.exception("request_failed", job_id=str(walk.job_id), state=walk.exchange.state.value)
+            walk.fail(CocoonError())
         finally:
             self._settle(walk)
         if walk.error is not None:
@@ -86,44 +92,54 @@ class Pipeline:
 
     # The steps
 
-    def _authenticate(self, walk: Walk, call: Call, client: Client) -> tuple[Principal, ChatRequest]:
+    def _authenticate(self, walk: Walk, call: Call, client: Client) -> Principal:
+        """Before anything is read: who has no key does not get to upload."""
         principal = walk.principal = self._keys.authenticate(call.authorization, now=self._clock.now())
         require_role(principal, Role.CUSTOMER, Role.ADMIN)
         walk.exchange.note(Event.AUTHENTICATE)
         client.always(cors_headers(call.origin, principal))
-        walk.request = parse_chat(call.body)
-        return principal, walk.request
+        return principal
 
-    async def _admit(
-        self, walk: Walk, principal: Principal, request: ChatRequest, call: Call, client: Client
-    ) -> Admission:
+    async def _read(self, walk: Walk, client: Client) -> ChatRequest:
         self._settler.require_room()
         if len(self.live) > self._limits.exchanges_max:
             raise OverloadedError
+        walk.body = await client.body()
+        walk.request = parse_chat(walk.body)
+        return walk.request
+
+    async def _admit(self, walk: Walk, principal: Principal, request: ChatRequest, client: Client) -> Admission:
         offer = choose_offer(self._prices.book, principal, request.model)
-        bounds = bound(request, call.body, offer)
+        bounds = bound(request, walk.body, offer)
         walk.permit = await self._limiter.acquire(
             key_id=principal.key_id,
             requests_per_min=principal.requests_per_min,
             tokens_per_min=principal.tokens_per_min,
             concurrency_max=principal.concurrency_max,
-            tokens_estimate=len(call.body) // 4 + bounds.completion,
+            tokens_estimate=len(walk.body) // 4 + bounds.completion,
         )
-        walk.admission = await hold_credit(self._ledger, principal, walk.job_id, request, bounds, offer, self._hold_ttl)
+        try:
+            walk.admission = await hold_credit(
+                self._ledger, principal, walk.job_id, request, bounds, offer, self._hold_ttl
+            )
+        except Exception as error:
+            if not isinstance(error, CocoonError) or error.transient:
+                # The hold may have been granted all the same, and then nobody else would release it for long.
+                self._settler.submit_void(walk.job_id, principal.customer_id)
+            raise
         walk.exchange.note(Event.ADMIT)
-        client.require_present()
+        require_present(client)
         return walk.admission
 
     async def _relay(self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client) -> None:
         """Route and relay under one deadline, which the client's leaving brings forward to now."""
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._limits.first_byte_s) as deadline:
-                client.on_gone(lambda: None if deadline.expired() else deadline.reschedule(loop.time()))
+            async with Deadline(self._limits) as deadline:
+                client.on_gone(deadline.end_now)
                 if request.streams:
                     await self._stream(walk, admission, request, call, client, deadline)
                 else:
-                    await self._unary(walk, admission, request, call, client)
+                    await self._unary(walk, admission, request, call, client, deadline)
         except TimeoutError:
             # A client that stopped reading has left as surely as one that hung up.
             if client.gone or client.blocked:
@@ -132,89 +148,77 @@ class Pipeline:
         finally:
             client.on_gone(None)
 
-    async def _unary(self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client) -> None:
-        attempt, batch = await self._attempts.first(walk, admission, request, call, client)
-        assert batch.end is not None, "a unary answer comes whole"
-        usage = attempt.usage(admission.bounds)
-        body = relay.priced_answer(batch.data, admission.offer.price, usage)
+    async def _unary(
+        self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client, deadline: Deadline
+    ) -> None:
+        attempt, batch = await self._attempts.first(walk, admission, request, call, client, deadline)
+        body = relay.priced_answer(batch.data, admission.offer.price, attempt.usage(admission.bounds))
         walk.exchange.note(Event.COMPLETE)
+        deadline.progressed()
         await client.answer(answer_headers(walk, streams=False), body)
 
     async def _stream(
-        self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client,
-        deadline: asyncio.Timeout,
-    ) -> None:  # fmt: skip
+        self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client, deadline: Deadline
+    ) -> None:
         async with KeepAlive(client, self._limits.keep_alive_s, lambda: answer_headers(walk, streams=True)):
-            attempt, batch = await self._attempts.first(walk, admission, request, call, client)
+            attempt, batch = await self._attempts.first(walk, admission, request, call, client, deadline)
+        deadline.progressed()
         if not client.began:
             await client.begin_stream(answer_headers(walk, streams=True))
         while batch.end is None:
-            await self._pass_on(batch, admission, request, attempt, client)
-            self._extend(walk, deadline)
+            if events := _shown(batch, admission, request):
+                await client.write(events)
+                require_present(client)
+            deadline.progressed()
             try:
                 batch = await attempt.next()
             except AttemptFailedError as error:
-                client.require_present()
+                require_present(client)
                 raise AnswerBrokenError from error
-        data, done = relay.without_done(batch.data)
-        await self._pass_on(batch._replace(data=data), admission, request, attempt, client)
+            deadline.progressed()
+        last = _shown(batch, admission, request)
         walk.exchange.note(Event.COMPLETE)
-        await client.write(attempt.held_back or done)
-        await client.finish()
-
-    async def _pass_on(
-        self, batch: Batch, admission: Admission, request: ChatRequest, attempt: Attempt, client: Client
-    ) -> None:
-        data, done = relay.without_done(batch.data)
-        attempt.held_back = attempt.held_back or done
-        if request.wants_usage:
-            data = relay.priced_events(data, admission.offer.price, admission.bounds)
-        if data:
-            await client.write(data)
-            client.require_present()
-
-    def _extend(self, walk: Walk, deadline: asyncio.Timeout) -> None:
-        if deadline.expired():
-            return
-        elapsed = self._clock.monotonic() - walk.exchange.entered[State.RECEIVED]
-        remaining = min(self._limits.idle_s, self._limits.request_s_max - elapsed)
-        deadline.reschedule(asyncio.get_running_loop().time() + max(0.0, remaining))
+        await client.finish(last + DONE_EVENT)
 
     def _settle(self, walk: Walk) -> None:
-        """The end of every request, exactly once, without an await: nothing can come between."""
+        """The end of every request, exactly once, without an await: nothing can come between. The money first."""
         exchange, attempt = walk.exchange, walk.attempt
         usage = TokenUsage()
-        if attempt is not None:
-            attempt.finish(exchange.state)
-            if walk.admission is not None:
-                usage = attempt.usage(walk.admission.bounds)
-        if walk.permit is not None:
-            walk.permit.release(usage.total)
+        if attempt is not None and walk.admission is not None:
+            usage = attempt.usage(walk.admission.bounds)
         ended = self._clock.monotonic()
         match exchange.money:
-            case Money.NOTHING:
-                self._trace(walk, usage, None, ended)
-            case Money.VOID:
-                assert walk.admission is not None, "a hold was admitted"
-                assert walk.principal is not None, "somebody was admitted"
-                self._settler.submit_void(walk.job_id, walk.principal.customer_id)
-                self._trace(walk, usage, None, ended)
             case Money.SETTLE:
                 self._settler.submit(
                     _settlement(walk, usage, self._clock), lambda posted: self._trace(walk, usage, posted, ended)
                 )
+            case Money.VOID:
+                assert walk.principal is not None, "somebody was admitted"
+                self._settler.submit_void(walk.job_id, walk.principal.customer_id)
+            case Money.NOTHING:
+                pass
+        if walk.permit is not None:
+            walk.permit.release(usage.total)
+        if attempt is not None:
+            attempt.finish(exchange.state)
+        if exchange.money is not Money.SETTLE:
+            self._trace(walk, usage, None, ended)
 
     def _trace(self, walk: Walk, usage: TokenUsage, posted: Posted | None, ended: float) -> None:
-        if walk.trace.sampled:
-            self._tracer.export(
-                walk.trace, spans_of(walk, usage, posted, ended, self._clock.monotonic(), self._tracer.new_span_id)
-            )
+        if not walk.trace.sampled:
+            return
+        settled = self._clock.monotonic()
+        try:
+            self._tracer.export(walk.trace, spans_of(walk, usage, posted, ended, settled, self._tracer.new_span_id))
+        except Exception:  # the exporter's affairs must not cost anybody an answer
+            log.exception("trace_failed", job_id=str(walk.job_id))
 
 
-def _ending(exchange: Exchange, error: CocoonError) -> Event:
-    """An error while a worker is at work is a broken answer; before that, or by the engine's word, a refusal."""
-    at_work = exchange.state in {State.DISPATCHED, State.RELAYING}
-    return Event.BREAK if at_work and not isinstance(error, UpstreamRefusedError) else Event.REFUSE
+def _shown(batch: Batch, admission: Admission, request: ChatRequest) -> bytes:
+    try:
+        return relay.shown(batch.data, admission.offer.price, admission.bounds, with_cost=request.wants_usage)
+    except MalformedError as error:
+        raise AnswerBrokenError from error
 
 
 def _settlement(walk: Walk, usage: TokenUsage, clock: Clock) -> Settlement:
@@ -224,7 +228,7 @@ def _settlement(walk: Walk, usage: TokenUsage, clock: Clock) -> Settlement:
     assert principal is not None, "settled requests have a payer"
     exchange = walk.exchange
     first = exchange.seconds_since_start(State.RELAYING)
-    settlement = Settlement(
+    return Settlement(
         job_id=walk.job_id,
         attempt=attempt.number,
         customer_id=principal.customer_id,
@@ -241,5 +245,3 @@ def _settlement(walk: Walk, usage: TokenUsage, clock: Clock) -> Settlement:
         receipt_head=attempt.receipt_head,
         receipt_signature=attempt.receipt_signature,
     )
-    assert settlement.numerator <= admission.held.nano * NUMERATOR_PER_NANO, "a charge never exceeds its hold"
-    return settlement

@@ -1,4 +1,4 @@
-"""Small decisions about bytes on their way to the client: cost in `usage`, the held-back end, error events."""
+"""Small decisions about bytes on their way to the client: cost in `usage`, and `[DONE]`, which is ours to say."""
 
 from cocoon import openai, splice, sse
 from cocoon.errors import MalformedError
@@ -22,12 +22,29 @@ def priced_answer(body: bytes, price: Price, usage: TokenUsage) -> bytes:
         return body
 
 
+def shown(data: bytes, price: Price, bounds: Bounds, *, with_cost: bool) -> bytes:
+    """Whole SSE events as the client gets them: with the cost where counts are shown, and never with `[DONE]`.
+
+    That mark says that the answer is whole, which only the pipeline knows; it says so itself, once.
+
+    Raises:
+        MalformedError: an event that holds counts cannot be read.
+    """
+    data = without_done(data)
+    return priced_events(data, price, bounds) if with_cost else data
+
+
 def priced_events(data: bytes, price: Price, bounds: Bounds) -> bytes:
-    """Whole SSE events with the cost in every `usage` object among them."""
+    """Whole SSE events with the cost in every `usage` object among them.
+
+    Raises:
+        MalformedError: an event that holds counts cannot be read.
+    """
     if b'"usage"' not in data:
         return data
+    splitter = sse.EventSplitter()
     priced: list[bytes] = []
-    for event in sse.EventSplitter().feed(data):
+    for event in splitter.feed(data):
         payload = sse.data_of(event)
         if payload is None or b'"usage"' not in payload:
             priced.append(event)
@@ -38,11 +55,15 @@ def priced_events(data: bytes, price: Price, bounds: Bounds) -> bytes:
             continue
         usage = usage.capped(prompt_max=bounds.prompt, completion_max=bounds.completion)
         priced.append(sse.data_event(splice.insert_first(payload, "usage", cost_fragment(price, usage))))
-    return b"".join(priced)
+    return b"".join((*priced, splitter.pending))
 
 
-def without_done(data: bytes) -> tuple[bytes, bytes]:
-    """Split a trailing `[DONE]` off: it is sent only once the answer is known to be whole."""
-    if data.endswith(sse.DONE_EVENT):
-        return data[: -len(sse.DONE_EVENT)], sse.DONE_EVENT
-    return data, b""
+def without_done(data: bytes) -> bytes:
+    """The events but for `[DONE]`, wherever and however it is written."""
+    if b"[DONE]" not in data:
+        return data
+    if data.endswith(sse.DONE_EVENT) and data.count(b"[DONE]") == 1:
+        return data[: -len(sse.DONE_EVENT)]
+    splitter = sse.EventSplitter()
+    kept = [event for event in splitter.feed(data) if (sse.data_of(event) or b"").strip() != b"[DONE]"]
+    return b"".join((*kept, splitter.pending))

@@ -66,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     request_s_max: float
     keep_alive_s: float
     body_bytes_max: int
+    bodies_bytes_max: int
     exchanges_max: int
 
     @property
@@ -102,6 +103,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         request_s_max=_number(env, "COCOON_REQUEST_S_MAX", 600, high=3600),
         keep_alive_s=_number(env, "COCOON_KEEP_ALIVE_S", 10, low=0.05, high=3600),
         body_bytes_max=int(_number(env, "COCOON_BODY_BYTES_MAX", 20_000_000, low=1024, high=2**28)),
+        bodies_bytes_max=int(_number(env, "COCOON_BODIES_BYTES_MAX", 2**28, low=1024, high=2**40)),
         exchanges_max=int(_number(env, "COCOON_EXCHANGES_MAX", 4096, low=1, high=2**20)),
     )
 

@@ -10,14 +10,14 @@ from cocoon.tracing import Trace
 from gateway.admission import Admission
 from gateway.attempt import Attempt
 from gateway.auth import Principal
-from gateway.exchange import Exchange
+from gateway.errors import UpstreamRefusedError
+from gateway.exchange import Event, Exchange, State
 from gateway.limits import Permit
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """What came from outside."""
+    """What came from outside before the body."""
 
-    body: bytes
     authorization: bytes | None
     origin: str | None = None
     traceparent: str | None = None
@@ -27,15 +27,28 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 class Walk:
     """What is known of one request so far: everything that the end needs, whenever it comes."""
 
-    __slots__ = ("admission", "attempt", "error", "exchange", "job_id", "permit", "principal", "request", "trace")
+    __slots__ = (
+        "admission", "attempt", "body", "error", "exchange", "job_id", "permit", "principal", "request", "trace",
+    )  # fmt: skip
 
     def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace) -> None:
         self.job_id = job_id
         self.exchange = exchange
         self.trace = trace
+        self.body = b""
         self.principal: Principal | None = None
         self.request: ChatRequest | None = None
         self.permit: Permit | None = None
         self.admission: Admission | None = None
         self.attempt: Attempt | None = None
         self.error: CocoonError | None = None
+
+    def fail(self, error: CocoonError) -> None:
+        """Note what went wrong; an exchange that has ended stays as it ended.
+
+        While a worker is at work it breaks the answer; before that, or by the engine's word, it is a refusal.
+        """
+        self.error = error
+        at_work = self.exchange.state in {State.DISPATCHED, State.RELAYING}
+        refused = not at_work or isinstance(error, UpstreamRefusedError)
+        self.exchange.end(Event.REFUSE if refused else Event.BREAK)

@@ -1,12 +1,11 @@
 """`POST /v1/chat/completions`: a raw ASGI handler, because middlewares cost this path 40 % of its throughput."""
 
 import asyncio
-import contextlib
 
 from litestar.types import HTTPScope, Receive, Send
 
-from gateway.client import ClientGoneError
-from gateway.errors import BodyTooLargeError, OverloadedError
+from gateway.errors import OverloadedError
+from gateway.http.bodies import BodyRoom
 from gateway.http.client import ASGIClient
 from gateway.http.cors import preflight
 from gateway.pipeline import Pipeline
@@ -16,36 +15,29 @@ SALT_BYTES_MAX = 128
 _TRACEPARENT_BYTES_MAX = 128
 
 
-async def serve_chat(pipeline: Pipeline, body_bytes_max: int, scope: HTTPScope, receive: Receive, send: Send) -> None:
-    """One exchange: body in, pipeline, answer out."""
-    client = ASGIClient(scope, receive, send)
+async def serve_chat(pipeline: Pipeline, room: BodyRoom, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    """One exchange: the pipeline between one request and one answer."""
+    client = ASGIClient(scope, receive, send, room)
     method = str(scope["method"])
     if method != "POST":
         await preflight(client, scope, method, ("POST",), pipeline.allows_origin)
-        return
-    try:
-        body = await client.read_body(body_bytes_max)
-    except BodyTooLargeError as error:
-        await client.fail(error)
-        await client.discard_body()
-        return
-    except ClientGoneError:
         return
     task = asyncio.current_task()
     assert task is not None, "a handler runs in a task"
     pipeline.live.enter(task)
     try:
-        async with client:
-            await pipeline.serve(call_of(scope, body), client)
+        await pipeline.serve(call_of(scope), client)
     except asyncio.CancelledError:
         # The drain time is over; the exchange has been settled as broken.
-        with contextlib.suppress(OSError):
-            await client.fail(OverloadedError("The gateway is stopping."))
+        await client.fail(OverloadedError("The gateway is stopping."))
+        return
     finally:
+        client.close()
         pipeline.live.leave(task)
+    await client.discard_body()
 
 
-def call_of(scope: HTTPScope, body: bytes) -> Call:
+def call_of(scope: HTTPScope) -> Call:
     """What the pipeline needs of the request's headers; over-long values are ignored, not cut."""
     authorization: bytes | None = None
     origin = traceparent = salt = None
@@ -58,4 +50,4 @@ def call_of(scope: HTTPScope, body: bytes) -> Call:
             traceparent = value.decode("latin-1")
         elif name == b"x-cocoon-salt" and len(value) <= SALT_BYTES_MAX:
             salt = value.decode("latin-1")
-    return Call(body=body, authorization=authorization, origin=origin, traceparent=traceparent, salt=salt)
+    return Call(authorization=authorization, origin=origin, traceparent=traceparent, salt=salt)

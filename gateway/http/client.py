@@ -7,13 +7,13 @@ is the one task that waits on it. An `http.disconnect` while the body is still a
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Self
 
 from litestar.types import HTTPScope, Receive, Send
 
 from cocoon.errors import CocoonError
 from gateway.client import ClientGoneError, Headers
-from gateway.errors import BodyTooLargeError
+from gateway.errors import BodyTimeoutError, BodyTooLargeError
+from gateway.http.bodies import BODY_S_MAX, BodyRoom
 from gateway.http.errors import error_answer, error_event
 
 JSON = (b"content-type", b"application/json")
@@ -21,69 +21,60 @@ EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 DISCARD_BYTES_MAX = 256 * 1024 * 1024
 DISCARD_S_MAX = 20.0
 """How much of a refused upload is still taken in, so that its sender gets to read the refusal."""
+FAIL_S_MAX = 5.0
 _NO_STORE = (b"cache-control", b"no-store")
 
 
 class ASGIClient:
-    """One client; an async context manager around everything after the body has been read."""
+    """One client; `close` when its exchange is over."""
 
-    def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: HTTPScope, receive: Receive, send: Send, room: BodyRoom) -> None:
         self.gone = False
         self.blocked = False
         self.began = False
         self._scope = scope
         self._receive = receive
         self._send = send
+        self._room = room
+        self._held = 0
+        self._read = False
         self._callback: Callable[[], None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._named: Headers = []
+        self._head_sent = False
         self._ended = False
 
-    async def read_body(self, bytes_max: int) -> bytes:
-        """The whole body.
-
-        Raises:
-            BodyTooLargeError: longer than `bytes_max`, by its own word or in fact.
-            ClientGoneError: the client left before the end of it.
-        """
+    async def body(self) -> bytes:
+        """See `Client.body`. From its end on, the client is watched."""
         for name, value in self._scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value) > bytes_max:
-                raise BodyTooLargeError(f"The body is larger than {bytes_max} bytes.")
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] != "http.request":
-                self.gone = True
-                raise ClientGoneError
-            part = message["body"]
-            size += len(part)
-            if size > bytes_max:
-                raise BodyTooLargeError(f"The body is larger than {bytes_max} bytes.")
-            if not message["more_body"] and not parts:
-                return part
-            parts.append(part)
-            if not message["more_body"]:
-                return b"".join(parts)
+            if name == b"content-length" and value.isdigit() and int(value) > self._room.each_max:
+                raise BodyTooLargeError(f"The body is larger than {self._room.each_max} bytes.")
+        try:
+            async with asyncio.timeout(BODY_S_MAX):
+                body = await self._whole_body()
+        except TimeoutError:
+            raise BodyTimeoutError from None
+        self._read = True
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        return body
 
     async def discard_body(self) -> None:
-        """Read on and throw away, for a while: a connection closed under an upload loses the answer as well."""
+        """Read what is left of the body and throw it away: under an upload, closing would lose the answer as well."""
         left = DISCARD_BYTES_MAX
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DISCARD_S_MAX):
-                while left > 0 and not self.gone:
+                while left > 0 and not (self._read or self.gone):
                     message = await self._receive()
                     if message["type"] != "http.request" or not message["more_body"]:
                         return
                     left -= len(message["body"])
 
-    async def __aenter__(self) -> Self:
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Watch no longer and hold nothing."""
         if self._watcher is not None:
             self._watcher.cancel()
+        self._room.give_back(self._held)
+        self._held = 0
 
     def always(self, headers: Headers) -> None:
         """Put these headers on whatever is sent from now on."""
@@ -95,14 +86,8 @@ class ASGIClient:
         if callback is not None and self.gone:
             callback()
 
-    def require_present(self) -> None:
-        """Raise ClientGoneError if the client has left."""
-        if self.gone:
-            raise ClientGoneError
-
     async def answer(self, headers: Headers, body: bytes, status: int = 200) -> None:
         """Send a whole answer."""
-        self.began = True
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, [JSON, length, _NO_STORE, *self._named, *headers])
         await self._body(body, more=False)
@@ -114,25 +99,56 @@ class ASGIClient:
 
     async def write(self, data: bytes) -> None:
         """Send whole events in one write."""
-        if data:
-            await self._body(data, more=True)
+        await self._body(data, more=True)
 
-    async def finish(self) -> None:
-        """End a stream."""
-        await self._body(b"", more=False)
+    async def finish(self, data: bytes) -> None:
+        """Send the last events of a stream and end it."""
+        await self._body(data, more=False)
 
     async def fail(self, error: CocoonError) -> None:
-        """An error answer, or an error event on a stream that has begun; nothing once the client is gone."""
-        if self.gone or self._ended:
-            return
-        if self.began:
-            await self._body(error_event(error), more=False)
-            return
-        answer = error_answer(error)
-        await self.answer(answer.headers, answer.body, answer.status)
+        """An error answer, or an error event on a stream that has begun; nothing once the client is gone.
+
+        A client that does not read is not waited for beyond `FAIL_S_MAX`.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAIL_S_MAX):
+                if self.gone or self._ended:
+                    return
+                if self.began:
+                    await self._body(error_event(error), more=False)
+                elif not self._head_sent:
+                    answer = error_answer(error)
+                    await self.answer(answer.headers, answer.body, answer.status)
+
+    async def _whole_body(self) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                self.gone = True
+                raise ClientGoneError
+            part, more = message["body"], message["more_body"]
+            size += len(part)
+            if size > self._room.each_max:
+                raise BodyTooLargeError(f"The body is larger than {self._room.each_max} bytes.")
+            self._room.take(len(part))
+            self._held = size
+            if not more and not parts:
+                return part
+            parts.append(part)
+            if not more:
+                return b"".join(parts)
 
     async def _start(self, status: int, headers: Headers) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self._head_sent = self.blocked = True
+        try:
+            await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        except Exception:
+            # The server would not have it: something else can still be said.
+            self._head_sent = self.began = False
+            raise
+        self.blocked = False
 
     async def _body(self, data: bytes, *, more: bool) -> None:
         self._ended = not more

@@ -9,6 +9,7 @@ from gateway.auth import ExpiredKeyError, InvalidKeyError, KeysStaleError, Missi
 from gateway.errors import (
     AnswerBrokenError,
     AnswerTimeoutError,
+    BodyTimeoutError,
     BodyTooLargeError,
     InvalidRequestError,
     ModelForbiddenError,
@@ -40,6 +41,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     RoleForbiddenError: (403, "invalid_request_error"),
     EnrolmentRefusedError: (403, "invalid_request_error"),
     ModelUnknownError: (404, "invalid_request_error"),
+    BodyTimeoutError: (408, "invalid_request_error"),
     BodyTooLargeError: (413, "invalid_request_error"),
     RateLimitedError: (429, "rate_limit_error"),
     AnswerBrokenError: (502, "server_error"),

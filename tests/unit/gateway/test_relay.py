@@ -3,6 +3,7 @@ import json
 import pytest
 
 from cocoon import splice, sse
+from cocoon.errors import MalformedError
 from cocoon.money import Price
 from cocoon.usage import TokenUsage
 from gateway import relay
@@ -50,12 +51,28 @@ def test_the_shown_cost_never_exceeds_what_was_authorised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "kept", "done"),
+    ("data", "kept"),
     [
-        (b"data: {}\n\ndata: [DONE]\n\n", b"data: {}\n\n", sse.DONE_EVENT),
-        (b"data: {}\n\n", b"data: {}\n\n", b""),
-        (b"", b"", b""),
+        (b"data: {}\n\ndata: [DONE]\n\n", b"data: {}\n\n"),
+        (b"data: {}\r\n\r\ndata:[DONE]\r\n\r\n", b"data: {}\r\n\r\n"),
+        (b"data: [DONE]\n\ndata: {}\n\ndata: [DONE] \n\n", b"data: {}\n\n"),
+        (b'data: {"content":"[DONE]"}\n\n', b'data: {"content":"[DONE]"}\n\n'),
+        (b'data: {"content":"[DONE]"}\n\ndata: [DONE]\n\n', b'data: {"content":"[DONE]"}\n\n'),
+        (b"data: {}\n\n", b"data: {}\n\n"),
+        (b"data: {}\n\ndata: [DONE]\n\ndata: {", b"data: {}\n\ndata: {"),
+        (b"", b""),
     ],
 )
-def test_the_end_marker_is_held_back(data: bytes, kept: bytes, done: bytes) -> None:
-    assert relay.without_done(data) == (kept, done)
+def test_the_end_mark_is_never_passed_on(data: bytes, kept: bytes) -> None:
+    assert relay.without_done(data) == kept
+    assert relay.shown(data, PRICE, BOUNDS, with_cost=True) == kept
+
+
+def test_half_an_event_is_not_lost_beside_a_priced_one() -> None:
+    priced = relay.priced_events(sse.data_event(USAGE_CHUNK) + b'data: {"ch', PRICE, BOUNDS)
+    assert priced.endswith(b'}\n\ndata: {"ch')
+
+
+def test_counts_that_cannot_be_are_no_answer() -> None:
+    with pytest.raises(MalformedError):
+        relay.priced_events(b'data: {"usage":{"prompt_tokens":-1}}\n\n', PRICE, BOUNDS)

@@ -1,0 +1,82 @@
+"""How long an exchange may take, on a real loop with short times."""
+
+import asyncio
+import time
+
+from gateway.client import Limits
+from gateway.deadline import Deadline
+
+TICK = 0.04
+
+
+def limits(**times: float) -> Limits:
+    chosen = {"first_byte_s": TICK, "idle_s": TICK, "request_s_max": 100 * TICK, "keep_alive_s": 1.0, **times}
+    return Limits(**chosen, exchanges_max=1)
+
+
+async def lasted(limits: Limits, *moves: str, silent: bool = True) -> float:
+    """Seconds until the deadline strikes, or until after the moves (each half a tick apart)."""
+    began = time.monotonic()
+    try:
+        async with Deadline(limits) as deadline:
+            for move in moves:
+                await asyncio.sleep(TICK / 2)
+                getattr(deadline, move)()
+            if silent:
+                await asyncio.Event().wait()
+    except TimeoutError:
+        return time.monotonic() - began
+    return 0.0
+
+
+async def test_the_first_byte_has_its_time_and_the_whole_has_the_last_word() -> None:
+    assert TICK <= await lasted(limits()) < 50 * TICK
+    assert await lasted(limits(first_byte_s=1000 * TICK, request_s_max=TICK)) < 50 * TICK
+    assert await lasted(limits(request_s_max=3 * TICK), *["progressed"] * 20) < 5 * TICK
+
+
+async def test_progress_moves_it_on_and_its_absence_ends_the_wait() -> None:
+    assert await lasted(limits(idle_s=2 * TICK), *["progressed"] * 8) >= 5 * TICK
+    # After a first byte that might have taken long, the next may not.
+    assert await lasted(limits(first_byte_s=1000 * TICK), "progressed") < 50 * TICK
+
+
+async def test_a_sign_of_life_never_takes_time_away() -> None:
+    assert await lasted(limits(first_byte_s=6 * TICK), "alive") >= 6 * TICK
+    assert await lasted(limits(idle_s=2 * TICK), *["alive"] * 8) >= 5 * TICK
+
+
+async def test_silence_can_be_expected_for_as_long_as_the_whole_may_take() -> None:
+    assert await lasted(limits(request_s_max=6 * TICK), "expect_silence") >= 6 * TICK
+
+
+async def test_whoever_leaves_has_the_last_word() -> None:
+    assert await lasted(limits(first_byte_s=1000 * TICK), "end_now") < 50 * TICK
+    more = limits(first_byte_s=1000 * TICK, idle_s=1000 * TICK)
+    assert await lasted(more, "end_now", "progressed", "alive", "expect_silence", "end_now") < 50 * TICK
+
+
+async def test_moves_after_its_end_do_nothing() -> None:
+    async with Deadline(limits()) as deadline:
+        pass
+    for move in (deadline.end_now, deadline.progressed, deadline.alive, deadline.expect_silence):
+        move()
+    await asyncio.sleep(0)
+
+
+async def test_a_cancellation_is_not_taken_for_a_timeout() -> None:
+    async def work() -> None:
+        async with Deadline(limits()) as deadline:
+            deadline.end_now()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                # The process ends in the same moment.
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                raise
+
+    task = asyncio.create_task(work())
+    await asyncio.wait([task])
+    assert task.cancelled()
