@@ -177,13 +177,28 @@ async def test_a_failure_after_a_keep_alive_is_an_error_event_without_done(stack
     await stack.check_books()
 
 
-async def test_an_answer_that_does_not_come_is_504(stack: Stack) -> None:
-    await stack.start_gateway(COCOON_FIRST_BYTE_S="0.5")
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_that_does_not_come_is_504(stack: Stack, stream: bool) -> None:
+    # A plain upstream says nothing of a unary answer before it is whole, so that only the whole can be limited.
+    limit = "COCOON_FIRST_BYTE_S" if stream else "COCOON_REQUEST_S_MAX"
+    await stack.start_gateway(**{limit: "0.5"})
     async with stack.client() as client:
-        answer = await client.post(PATH, json=chat(script={"first_s": 10}))
+        answer = await client.post(PATH, json=chat(stream, script={"first_s": 10}))
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "worker_timeout"
     await stack.engine.until(lambda: stack.engine.requests[0].ended == "aborted")
+    await stack.check_books()
+
+
+@pytest.mark.parametrize("behind", ["upstream", "agent"])
+async def test_a_unary_answer_may_take_longer_than_a_first_token(stack: Stack, behind: str) -> None:
+    await stack.start_gateway(upstream=behind == "upstream", COCOON_FIRST_BYTE_S="0.5")
+    if behind == "agent":
+        await stack.start_worker("worker-1", stack.engine)
+    async with stack.client() as client:
+        answer = await client.post(PATH, json=chat(script={"tokens": 15, "interval_s": 0.1}))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"].endswith("t14 ")
     await stack.check_books()
 
 
