@@ -261,7 +261,7 @@ class _FramedAnswer(_PooledAnswer):
             finish_reason=_known_reason(trailer.finish_reason),
             receipt_head=head,
             receipt_signature=signature,
-            failure=trailer.failure,
+            failure=None if trailer.failure is None else _known_reason(trailer.failure),
         )
         return Batch(data, trailer.usage, end)
 
