@@ -1,5 +1,6 @@
 """The only place where errors meet status codes. Every error leaves in OpenAI's shape."""
 
+import math
 from typing import NamedTuple
 
 from billing.ports import InsufficientCreditError, LedgerUnavailableError
@@ -28,6 +29,7 @@ from workers.errors import (
 )
 
 RETRY_AFTER_S_DEFAULT = 1
+RETRY_AFTER_S_MAX = 3600
 _PASSED_ON = frozenset({400, 404, 413, 415, 422})
 
 STATUS: dict[type[CocoonError], tuple[int, str]] = {
@@ -53,10 +55,11 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     WorkersBusyError: (503, "server_error"),
     AnswerTimeoutError: (504, "server_error"),
 }
-"""Status and OpenAI `type` by error class; a subclass takes its parent's."""
+"""Status and OpenAI `type` by error class; a subclass takes its parent's. Transient ones say when to try again."""
 
 PUBLIC_MESSAGES: dict[type[CocoonError], str] = {
     LedgerUnavailableError: "Billing is temporarily unavailable; nothing was charged. Try again shortly.",
+    OverloadedError: "The gateway is at its limit. Try again shortly.",
     KeysStaleError: "API keys cannot be checked right now. Try again shortly.",
 }
 """Where the internal message is not the public one."""
@@ -79,9 +82,9 @@ def error_answer(error: CocoonError) -> ErrorAnswer:
         return ErrorAnswer(500, [], openai.error_json("Internal error.", "server_error", code="internal_error"))
     status, kind = STATUS[known]
     headers: list[tuple[bytes, bytes]] = []
-    if status in {429, 503}:
-        wait = getattr(error, "retry_after_s", None) or RETRY_AFTER_S_DEFAULT
-        headers.append((b"retry-after", str(max(1, round(wait + 0.499))).encode()))
+    if error.transient:
+        wait_s: float = getattr(error, "retry_after_s", RETRY_AFTER_S_DEFAULT)
+        headers.append((b"retry-after", str(max(1, math.ceil(min(wait_s, RETRY_AFTER_S_MAX)))).encode()))
     if isinstance(error, RateLimitedError):
         headers += limit_headers(error.state)
     if status == 401:  # noqa: PLR2004  HTTP's own name

@@ -1,0 +1,117 @@
+"""Every operating error has an answer: its status, OpenAI's shape, when to try again, and nothing of our insides."""
+
+import importlib
+import json
+import pkgutil
+from typing import Any
+
+import pytest
+
+import billing
+import cocoon
+import gateway
+import workers
+from cocoon.errors import CocoonError
+from gateway.errors import InvalidRequestError, UpstreamRefusedError
+from gateway.http.errors import STATUS, error_answer, error_event
+from gateway.limits import LimitState, LimitWindow, RateLimitedError
+from workers.errors import WorkersBusyError
+
+INTERNAL = {
+    # Roots, never raised themselves.
+    "AuthError", "BillingError", "CocoonError", "GatewayError", "WorkersError",
+    # Caught on their way: by the attempts, the relay, the settler, or the handler of heartbeats.
+    "AttemptBusyError", "AttemptFailedError", "HeartbeatBusUnavailableError", "HopClosedError", "HopError",
+    "IdentityError", "MalformedError", "ModelNotFoundError", "RefusedError", "TransportError",
+    # Books that contradict what we asked of them: our mistake, and nothing that a client could do better.
+    "DuplicateRecordError", "HoldClosedError", "RecordRefusedError", "TransferConflictError", "UnknownCustomerError",
+    # Start-up and commands; the gateway does not serve then.
+    "KeyNameTakenError", "KeyUnknownError", "MigrationError", "SettingsError",
+}  # fmt: skip
+SECRET = "/srv/secret.py line 7"
+
+
+def error_classes() -> set[type[CocoonError]]:
+    for package in (billing, cocoon, gateway, workers):
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            if not module.name.startswith("workers.agent"):
+                importlib.import_module(module.name)
+    found: set[type[CocoonError]] = set()
+    waiting: list[type[CocoonError]] = [CocoonError]
+    while waiting:
+        cls = waiting.pop()
+        found.add(cls)
+        waiting += cls.__subclasses__()
+    return {cls for cls in found if cls.__module__.split(".")[0] in {"billing", "cocoon", "gateway", "workers"}
+            and not cls.__module__.startswith("workers.agent")}  # fmt: skip
+
+
+def made(cls: type[CocoonError]) -> CocoonError:
+    if cls is RateLimitedError:
+        return RateLimitedError(retry_after_s=1.2, scope="tokens", state=LimitState(tokens=LimitWindow(5, 0, 12.0)))
+    if issubclass(cls, UpstreamRefusedError):
+        return UpstreamRefusedError(400, b"{}")
+    if issubclass(cls, WorkersBusyError):
+        return cls(2.5)
+    arguments: dict[str, Any] = {"AttemptBusyError": (1.0,), "RefusedError": (500, b"", None)}
+    arguments["InvalidRequestError"] = ("bad",)
+    return cls(*arguments.get(cls.__name__, ()))
+
+
+def test_every_error_is_mapped_or_known_to_be_internal() -> None:
+    unmapped = {cls.__name__ for cls in error_classes() if not any(base in STATUS for base in cls.__mro__)}
+    assert unmapped - {"UpstreamRefusedError"} == INTERNAL
+
+
+def test_every_mapped_error_is_openais_shape_and_transient_ones_say_when_to_try_again() -> None:
+    for cls in error_classes():
+        answer = error_answer(made(cls))
+        error = json.loads(answer.body)["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["message"]
+        if answer.status != 500:
+            assert (b"retry-after" in dict(answer.headers)) == cls.transient, cls
+        assert error_event(made(cls)).endswith(b"\n\n")
+
+
+def test_an_internal_error_says_nothing_of_our_insides() -> None:
+    for cls in error_classes():
+        if not any(base in STATUS for base in cls.__mro__) and cls.__name__ not in {
+            "AttemptBusyError", "RefusedError", "UpstreamRefusedError",
+        }:  # fmt: skip
+            answer = error_answer(cls(SECRET))
+            assert answer.status == 500
+            assert SECRET.encode() not in answer.body
+    for name in ("OverloadedError", "LedgerUnavailableError", "KeysStaleError"):
+        cls = next(cls for cls in error_classes() if cls.__name__ == name)
+        assert SECRET.encode() not in error_answer(cls(SECRET)).body
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "told"), [(0.0, b"1"), (1.0, b"1"), (1.2, b"2"), (2.5, b"3"), (4.000001, b"5"), (float("inf"), b"3600")]
+)
+def test_nobody_is_told_to_come_back_too_early(wait_s: float, told: bytes) -> None:
+    assert dict(error_answer(WorkersBusyError(wait_s)).headers)[b"retry-after"] == told
+
+
+def test_a_limit_shows_its_windows_and_a_key_its_scheme() -> None:
+    headers = dict(error_answer(made(RateLimitedError)).headers)
+    assert headers[b"x-ratelimit-limit-tokens"] == b"5"
+    invalid = InvalidRequestError("bad", param="messages[0].content", code="invalid_type")
+    assert json.loads(error_answer(invalid).body)["error"]["param"] == "messages[0].content"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "shown"),
+    [
+        (422, b'{"object":"error","message":"flat","code":422}', ("flat", "422")),
+        (400, b'{"error":{"message":"nested","code":"c"}}', ("nested", "c")),
+        (499, b"<html>\xff", ("The engine refused the request.", None)),
+        (400, b"[" * 100_000, ("The engine refused the request.", None)),
+    ],
+)
+def test_an_engines_refusal_keeps_its_words_in_our_shape(status: int, body: bytes, shown: tuple[str, str]) -> None:
+    answer = error_answer(UpstreamRefusedError(status, body))
+    error = json.loads(answer.body)["error"]
+    assert answer.status == (status if status in {400, 404, 413, 415, 422} else 400)
+    assert (error["message"], error["code"]) == shown
