@@ -78,12 +78,13 @@ async def _is_enrolled(services: Services, claims: TokenClaims) -> bool:
 
 async def _decoded(request: Request[Any, Any, Any], decoder: msgspec.json.Decoder[Any]) -> Any:
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > CONTROL_BYTES_MAX:
+    if length.isdecimal() and int(length) > CONTROL_BYTES_MAX:
         raise BodyTooLargeError
     body = await request.body()
     if len(body) > CONTROL_BYTES_MAX:
         raise BodyTooLargeError
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRequestError(str(error), code="invalid_type") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        message = str(error) if isinstance(error, msgspec.DecodeError) else "The body is not valid JSON."
+        raise InvalidRequestError(message, code="invalid_type") from error
