@@ -5,6 +5,7 @@ This module alone reads the gateway's environment. A malformed value stops the s
 
 import os
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
@@ -36,14 +37,17 @@ class Secret:
 
 
 class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A trusted OpenAI-compatible URL without an agent (`evidence = none`). `models` maps our names to its own."""
+    """A trusted OpenAI-compatible URL without an agent (`evidence = none`). `models` maps our names to its own.
 
-    name: str
+    `name` and `api_key` become header values as they are.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
     url: str
-    models: dict[str, str]
-    context_tokens: int
-    capacity: int = 256
-    api_key: str | None = None
+    models: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
+    context_tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    capacity: Annotated[int, msgspec.Meta(ge=1)] = 256
+    api_key: Annotated[str, msgspec.Meta(pattern=r"\A[\x21-\x7e]+\Z")] | None = None
 
     def __repr__(self) -> str:
         return f"UpstreamSettings(name={self.name!r}, url={self.url!r})"
@@ -98,9 +102,9 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         upstreams=_upstreams(env),
         otlp_endpoint=env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         drain_s=_number(env, "COCOON_DRAIN_S", 30, high=3600),
-        first_byte_s=_number(env, "COCOON_FIRST_BYTE_S", 120, high=3600),
-        idle_s=_number(env, "COCOON_IDLE_S", 60, high=3600),
-        request_s_max=_number(env, "COCOON_REQUEST_S_MAX", 600, high=3600),
+        first_byte_s=_number(env, "COCOON_FIRST_BYTE_S", 120, low=0.05, high=3600),
+        idle_s=_number(env, "COCOON_IDLE_S", 60, low=0.05, high=3600),
+        request_s_max=_number(env, "COCOON_REQUEST_S_MAX", 600, low=0.05, high=3600),
         keep_alive_s=_number(env, "COCOON_KEEP_ALIVE_S", 10, low=0.05, high=3600),
         body_bytes_max=int(_number(env, "COCOON_BODY_BYTES_MAX", 20_000_000, low=1024, high=2**28)),
         bodies_bytes_max=int(_number(env, "COCOON_BODIES_BYTES_MAX", 2**28, low=1024, high=2**40)),
@@ -140,7 +144,10 @@ def _upstreams(env: Mapping[str, str]) -> tuple[UpstreamSettings, ...]:
     if not text:
         return ()
     try:
-        return msgspec.json.decode(text, type=tuple[UpstreamSettings, ...])
+        upstreams = msgspec.json.decode(text, type=tuple[UpstreamSettings, ...])
     except msgspec.DecodeError as error:
         # The message names the path, never the value: an API key may be among them.
         raise SettingsError(f"COCOON_UPSTREAMS is malformed: {str(error).split(' - ')[-1]}") from None
+    if len({upstream.name for upstream in upstreams}) != len(upstreams):
+        raise SettingsError("COCOON_UPSTREAMS is malformed: two upstreams have the same name")
+    return upstreams

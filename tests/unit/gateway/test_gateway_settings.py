@@ -1,0 +1,79 @@
+"""Settings are read once and completely; what cannot be used stops the start-up with its name and without its value."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.settings import Settings, SettingsError, read_settings
+
+GOOD = {
+    "COCOON_DATABASE_URL": "postgresql://u:db-password@h/d",
+    "COCOON_REDIS_URL": "redis://:redis-password@h",
+    "COCOON_NETWORK_SECRET": "ab" * 32,
+}
+UPSTREAM: dict[str, Any] = {"name": "engine", "url": "http://h:1/v1", "models": {"m": "n"}, "context_tokens": 8}
+
+
+def read(**changes: str) -> Settings:
+    return read_settings({**GOOD, **changes})
+
+
+def upstreams(*entries: dict[str, Any]) -> str:
+    return json.dumps([{**UPSTREAM, **entry} for entry in entries])
+
+
+def test_little_must_be_said_and_nothing_said_means_production() -> None:
+    settings = read()
+    assert settings.production
+    assert not settings.allow_private_workers
+    assert settings.upstreams == ()
+    assert settings.bodies_bytes_max >= settings.body_bytes_max
+    assert read(COCOON_ENV="development").production is False
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_is_missing_is_named(name: str) -> None:
+    for value in ({}, {name: ""}):
+        with pytest.raises(SettingsError, match=name):
+            read_settings({key: text for key, text in GOOD.items() if key != name} | value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("COCOON_NETWORK_SECRET", "ab"), ("COCOON_NETWORK_SECRET", "zz" * 32), ("COCOON_ENV", "prod"),
+        ("COCOON_ALLOW_PRIVATE_WORKERS", "yes"), ("COCOON_DRAIN_S", "soon"), ("COCOON_DRAIN_S", "nan"),
+        ("COCOON_DRAIN_S", "-1"), ("COCOON_FIRST_BYTE_S", "0"), ("COCOON_REQUEST_S_MAX", "inf"),
+        ("COCOON_BODY_BYTES_MAX", "1"), ("COCOON_EXCHANGES_MAX", "0"), ("COCOON_GLOBAL_ID", "1e12"),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_used_is_named(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        read(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"name": "two\r\nx-evil: 1"}, {"name": ""}, {"name": "é"}, {"models": {}}, {"context_tokens": 0},
+        {"capacity": 0}, {"api_key": "se cret"}, {"api_key": "se\ncret"}, {"surprise": 1}, {"models": ["m"]},
+    ],
+)  # fmt: skip
+def test_an_upstream_that_cannot_be_used_is_refused_without_showing_its_key(entry: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="COCOON_UPSTREAMS") as refused:
+        read(COCOON_UPSTREAMS=upstreams({}, {"name": "other", "api_key": "se-cret", **entry}))
+    assert "cret" not in str(refused.value)
+
+
+def test_two_upstreams_of_one_name_are_refused() -> None:
+    with pytest.raises(SettingsError, match="same name"):
+        read(COCOON_UPSTREAMS=upstreams({}, {"url": "http://other/v1"}))
+    with pytest.raises(SettingsError, match="COCOON_UPSTREAMS"):
+        read(COCOON_UPSTREAMS="{")
+
+
+def test_secrets_do_not_show_themselves() -> None:
+    shown = repr(read(COCOON_UPSTREAMS=upstreams({"api_key": "up-password"})))
+    for secret in ("db-password", "redis-password", "up-password", "abab"):
+        assert secret not in shown
