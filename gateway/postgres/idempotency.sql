@@ -2,7 +2,7 @@
 
 -- name: claim_key
 -- A new claim, or one whose time is over: unless that request was charged after all, which its usage row tells.
-INSERT INTO idempotent_requests AS known (customer_id, key_sha256, body_sha256, job_id, expires_at)
+INSERT INTO idempotent_requests (customer_id, key_sha256, body_sha256, job_id, expires_at)
 VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))
 ON CONFLICT (customer_id, key_sha256) DO UPDATE
     SET
@@ -11,11 +11,15 @@ ON CONFLICT (customer_id, key_sha256) DO UPDATE
         state = 'running',
         outcome = NULL,
         expires_at = excluded.expires_at
-WHERE
-    known.expires_at <= now()
+    WHERE
+    idempotent_requests.expires_at <= now()
     AND (
-        known.state <> 'running'
-        OR NOT EXISTS (SELECT 1 FROM usage AS u WHERE u.job_id = known.job_id AND u.charge_nano > 0)
+        idempotent_requests.state <> 'running'
+        OR NOT EXISTS (
+            SELECT 1
+            FROM usage AS u
+            WHERE u.job_id = idempotent_requests.job_id AND u.charge_nano > 0 -- noqa: RF01
+        )
     )
 RETURNING job_id;
 
