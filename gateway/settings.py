@@ -67,6 +67,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive_s: float
     body_bytes_max: int
     exchanges_max: int
+    lease_ttl_s: float
+    lease_idle_s: float
 
     @property
     def production(self) -> bool:
@@ -103,6 +105,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         keep_alive_s=_number(env, "COCOON_KEEP_ALIVE_S", 10, low=0.05, high=3600),
         body_bytes_max=int(_number(env, "COCOON_BODY_BYTES_MAX", 20_000_000, low=1024, high=2**28)),
         exchanges_max=int(_number(env, "COCOON_EXCHANGES_MAX", 4096, low=1, high=2**20)),
+        lease_ttl_s=_number(env, "COCOON_LEASE_TTL_S", 60, low=1, high=3600),
+        lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
     )
 
 
