@@ -26,6 +26,7 @@ from billing.postgres.ledger import PostgresLedger
 from billing.postgres.partitions import ensure_partitions
 from billing.postgres.pool import Pool, open_pool
 from billing.postgres.prices import load_price_book
+from billing.postgres.recoveries import Recoveries
 from cocoon import openai
 from cocoon.clock import Clock, SystemClock, system_random
 from cocoon.errors import CocoonError
@@ -43,6 +44,7 @@ from gateway.http.workers import WorkersController
 from gateway.pipeline import Pipeline
 from gateway.postgres.keys import KeyListener
 from gateway.prices import Prices
+from gateway.recovery import Reconciler
 from gateway.redis.limiter import RedisLimiter
 from gateway.services import Services
 from gateway.settings import Settings, read_settings
@@ -148,6 +150,10 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             registry=registry,
             enrolments=EnrolmentStore(pool, clock, allow_private=settings.allow_private_workers),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, pipeline=pipeline,
+            reconciler=Reconciler(
+                Recoveries(pool, PostgresLeases(pool, database_url)),
+                network_secret=network_secret, global_id=settings.global_id,
+            ),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(

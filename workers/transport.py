@@ -63,7 +63,10 @@ class RefusedError(TransportError):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt as the transport needs it. `max_completion` is per choice; `ticket` is None for an upstream."""
+    """One attempt as the transport needs it.
+
+    `max_completion` is per choice; `ticket` and `stub` are None for an upstream.
+    """
 
     job_id: uuid.UUID
     body: bytes
@@ -72,6 +75,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     asks_maximum: bool
     max_completion: int
     ticket: str | None
+    stub: str | None
     salt: str | None
     traceparent: str | None
 
@@ -145,6 +149,7 @@ class Transport:
             (b"host", worker.host.encode()),
             (b"content-type", b"application/json"),
             (hop.TICKET_HEADER.encode(), (job.ticket or "").encode()),
+            (hop.STUB_HEADER.encode(), (job.stub or "").encode()),
         ]
         if job.salt:
             headers.append((hop.SALT_HEADER.encode(), job.salt.encode()))
