@@ -32,8 +32,8 @@ from gateway.stubs import open_stub, stub_key
 
 BATCHES_MAX = 16
 """Batches that wait or are judged in one process; beyond it agents are asked to come back."""
-VERIFIED_PER_TURN = 16
-"""Signatures verified before the event loop gets a turn: 2 ms."""
+VERIFIED_PER_TURN = 4
+"""Receipts verified before the event loop gets a turn: 2 ms."""
 FINISH_CHARS_MAX = 64
 CUT_OFF = "abort"
 """Finish reason of a receipt for an answer that was cut off while the worker gave it."""

@@ -13,10 +13,12 @@ import pytest
 
 from cocoon.clock import ManualClock
 from cocoon.receipt_batch import RECEIPTS_PATH, ReceiptBatch, ReceiptVerdicts, Verdict
+from tests.unit.agent.agent_values import SETTINGS
 from workers.agent import receipt_store
 from workers.agent.receipt_sender import ReceiptSender
 from workers.agent.receipt_store import KeptReceipt, ReceiptStore, ReceiptStoreError
 from workers.agent.receipts import SignedReceipt
+from workers.agent.settings import SettingsError, parse_settings
 
 KEYSET = b"a keyset"
 
@@ -267,3 +269,24 @@ async def test_the_sender_delivers_by_itself_and_survives_failures(clock: Manual
         running.cancel()
     await store.aclose()
     assert [numbers(batch) for batch in link.sent] == [[5], [5]]
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"COCOON_WORKER_STATE": "/kept/here"}, Path("/kept/here")),
+        ({"COCOON_WORKER_STATE": "/kept/here", "COCOON_ENV": "development"}, Path("/kept/here")),
+        ({"COCOON_ENV": "development"}, None),
+        ({"HOME": "/me"}, Path("/me/.local/state/cocoon")),
+        ({"HOME": "/me", "XDG_STATE_HOME": "/state"}, Path("/state/cocoon")),
+    ],
+)
+def test_receipts_are_kept_where_told_else_in_the_users_state_else_in_memory(
+    variables: dict[str, str], folder: Path | None
+) -> None:
+    assert parse_settings({**SETTINGS, **variables}).state_folder == folder
+
+
+def test_in_production_receipts_are_never_kept_in_memory_by_accident() -> None:
+    with pytest.raises(SettingsError, match="COCOON_WORKER_STATE"):
+        parse_settings({**SETTINGS, "HOME": ""})
