@@ -130,9 +130,9 @@ class LeasedLedger:
             await self._finish("changes")
         finally:
             for name, task in self._tasks.items():
-                if not task.done():
+                if name in {"journal", "changes"} and not task.done():
                     log.error("ledger_task_cut", task=name, rows=len(self._rows))
-                    task.cancel()
+                task.cancel()
             await self._group.__aexit__(None, None, None)
 
     @property
