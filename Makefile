@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 PACKAGES := billing cli cocoon gateway migrations workers
 
-.PHONY: dev install check lint types layers fast test test-faults bench lock clean
+.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger lock clean
 
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev
@@ -45,6 +45,9 @@ test: lint types layers  ## everything CI runs
 
 bench: $(STAMP) .venv-bench/.installed  ## the relay beside its peers (needs wrk and nginx on PATH)
 	$(BIN)/python -m benchmarks.relay
+
+bench-ledger: $(STAMP)   ## admission, leases and the usage journal on an embedded PostgreSQL with fsync on
+	$(BIN)/python -m benchmarks.ledger
 
 # Peers live apart: what they depend on is not ours.
 .venv-bench/.installed: requirements-bench.lock
