@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from billing.lease_book import LeaseTerms
@@ -157,33 +157,15 @@ async def measure_journal(
 ) -> None:
     """From `settle` to durable, through the ledger, as a gateway would."""
     rates: list[float] = []
-    stalls: list[float] = []
     for _ in range(max(1, rows // 10_000)):
         requests = [hold_request(DICE.choice(customers)) for _ in range(10_000)]
         for request in requests:
             await ledger.hold(request)
         ends = [settlement(request.job_id, request.customer_id, DICE.choice(workers)) for request in requests]
-        watch = asyncio.ensure_future(longest_stall(stalls.append))
         began = time.perf_counter()
         await asyncio.gather(*(ledger.settle(end) for end in ends))
         rates.append(len(ends) / (time.perf_counter() - began))
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
     say("ledger, settle to durable", f"{statistics.median(rates):,.0f} rows/s", "10,000 tasks at once")
-    say("event loop held at most", f"{1e3 * statistics.median(stalls):.0f} ms", "once all settlements are submitted")
-
-
-async def longest_stall(report: Callable[[float], None]) -> None:
-    worst = 0.0
-    await asyncio.sleep(0.25)  # creating 10,000 tasks at once is the benchmark's own stall
-    last = time.perf_counter()
-    try:
-        while True:
-            await asyncio.sleep(0)
-            now = time.perf_counter()
-            worst, last = max(worst, now - last), now
-    finally:
-        report(worst)
 
 
 async def measure_size(pool: Pool) -> None:
