@@ -67,7 +67,7 @@ class _State(enum.Enum):
 
 
 class _Job:
-    __slots__ = ("answer", "expires_at", "hold", "lease", "purse", "request", "settlement", "state")
+    __slots__ = ("answer", "bound", "expires_at", "hold", "lease", "purse", "request", "settlement", "state")
 
     def __init__(self, purse: Purse, lease: Lease, request: HoldRequest, hold: Hold, expires_at: float) -> None:
         self.purse = purse
@@ -76,6 +76,7 @@ class _Job:
         self.hold = hold
         self.expires_at = expires_at
         self.state = _State.OPEN
+        self.bound = 0
         self.settlement: Settlement | None = None
         self.answer: asyncio.Future[Posted] | None = None
 
@@ -172,14 +173,17 @@ class LeasedLedger:
                 return await self._settled_before(settlement)
             return await _settled_again(job, settlement)
         ledger.require_covered(settlement, job.hold)
-        answer = self._journal.submit(JournalRow(settlement=settlement, lease_id=job.lease.lease_id, fence=0))
+        lease = job.lease
+        answer = self._journal.submit(JournalRow(settlement=settlement, lease_id=lease.lease_id, fence=lease.fence))
         if answer is None:
             raise LedgerUnavailableError("the usage journal is full or closed")
         job.settlement, job.answer = settlement, answer
         # Nobody may be left to hear of a failure; it was logged.
         answer.add_done_callback(_retrieve)
         self._rows[settlement.job_id, settlement.attempt] = job
-        job.lease.journaled += _bound(settlement)
+        # The most that the row can take, whatever the customer's cumulative numerator is.
+        job.bound = ceiling(settlement.numerator, settlement.price.asset).nano
+        lease.journaled += job.bound
         self._close(job, _State.JOURNALED)
         return await asyncio.shield(answer)
 
@@ -285,20 +289,15 @@ class LeasedLedger:
     # The journal
 
     async def _flush(self, rows: Sequence[JournalRow]) -> list[Posted | BillingError]:
-        jobs = [self._rows[row.settlement.job_id, row.settlement.attempt] for row in rows]
-        fenced = [
-            JournalRow(settlement=row.settlement, lease_id=row.lease_id, fence=job.lease.fence)
-            for row, job in zip(rows, jobs, strict=True)
-        ]
         try:
-            answers = await self._resent("journal", lambda: self._store.flush(fenced))
+            answers = await self._resent("journal", lambda: self._store.flush(rows))
         except BillingError as error:
             if len(rows) > 1:
                 raise  # the lane halves the group until the one that cannot be sent stands alone
             answers = list[Posted | BillingError]([error])
-        for row, job, answer in zip(rows, jobs, answers, strict=True):
-            del self._rows[row.settlement.job_id, row.settlement.attempt]
-            job.lease.journaled -= _bound(row.settlement)
+        for row, answer in zip(rows, answers, strict=True):
+            job = self._rows.pop((row.settlement.job_id, row.settlement.attempt))
+            job.lease.journaled -= job.bound
             if isinstance(answer, BillingError):
                 log.error("usage_row_quarantined", job_id=str(row.settlement.job_id), code=answer.code)
             else:
@@ -417,11 +416,6 @@ async def _settled_again(job: _Job, settlement: Settlement) -> Posted:
     if job.settlement != settlement:
         raise TransferConflictError
     return await asyncio.shield(job.answer)
-
-
-def _bound(settlement: Settlement) -> int:
-    """The most that the row can take from its lease, whatever the customer's cumulative numerator is."""
-    return ceiling(settlement.numerator, settlement.price.asset).nano
 
 
 def _retrieve(answer: "asyncio.Future[Posted]") -> None:

@@ -26,7 +26,7 @@ from cocoon.ids import job_day
 from cocoon.money import Amount, Asset
 
 SLICE_MAX = 100
-"""Rows that are encoded in one turn of the event loop: a few milliseconds."""
+"""Rows that are judged or encoded in one turn of the event loop: about a millisecond."""
 _NETWORK = (AccountKind.ROUNDING, AccountKind.NETWORK_REVENUE)
 _OWNED = (AccountKind.CUSTOMER_LEASED, AccountKind.CUSTOMER_AVAILABLE, AccountKind.LEASE_RECOVERY)
 
@@ -36,18 +36,29 @@ class _Known(NamedTuple):
     posted: Posted
 
 
-class _Leg(NamedTuple):
-    day: dt.date
-    code: Code
-    debit: int
-    credit: int
-
-
 class _Accepted(NamedTuple):
     settlement: Settlement
     lease_id: uuid.UUID
     digest: bytes
     posted: Posted
+    day: dt.date
+
+
+class _Legs:
+    """What one day's rows move on from the customers' leased accounts, by account."""
+
+    def __init__(self) -> None:
+        self.charges: defaultdict[int, int] = defaultdict(int)
+        self.shares: defaultdict[int, int] = defaultdict(int)
+        self.fees: defaultdict[int, int] = defaultdict(int)
+        self.members: list[tuple[uuid.UUID, int]] = []
+
+
+class _Network(NamedTuple):
+    """The network's own accounts of one asset."""
+
+    rounding: int
+    revenue: int
 
 
 async def open_payables(
@@ -74,7 +85,9 @@ async def post_rows(connection: Connection, rows: Sequence[JournalRow]) -> list[
     known = await _read_known(connection, rows)
     batch = _Batch({row["lease_id"]: read_lease(row) for row in leases}, known, await _lock_accounts(connection, rows))
     answers: list[Posted | BillingError] = []
-    for row in rows:
+    for number, row in enumerate(rows):
+        if number and not number % SLICE_MAX:
+            await asyncio.sleep(0)
         try:
             answers.append(batch.post(row))
         except BillingError as error:
@@ -114,10 +127,28 @@ class _Batch:
     ) -> None:
         self._leases = leases
         self._known = known
-        self._ids = {(row["kind"], row["owner"], row["asset"]): row["id"] for row in accounts}
+        ids = {(row["kind"], row["owner"], row["asset"]): row["id"] for row in accounts}
+        self._network = {
+            asset: _Network(
+                rounding=ids[AccountKind.ROUNDING.value, None, asset.value],
+                revenue=ids[AccountKind.NETWORK_REVENUE.value, None, asset.value],
+            )
+            for asset in Asset
+        }
+        self._workers = {
+            (owner, asset): account
+            for (kind, owner, asset), account in ids.items()
+            if kind == AccountKind.WORKER_PAYABLE
+        }
+        self._recoveries = {
+            (owner, asset): account
+            for (kind, owner, asset), account in ids.items()
+            if kind == AccountKind.LEASE_RECOVERY
+        }
         self._numerators: dict[int, int] = {row["id"]: int(row["numerator"]) for row in accounts}
+        self._before = dict(self._numerators)
         self._consumed: defaultdict[uuid.UUID, int] = defaultdict(int)
-        self._legs: defaultdict[_Leg, int] = defaultdict(int)
+        self._legs: defaultdict[tuple[dt.date, Asset], _Legs] = defaultdict(_Legs)
         self._entries = Entries()
         self.accepted: list[_Accepted] = []
 
@@ -132,9 +163,10 @@ class _Batch:
             return known.posted
         if attempts:
             raise HoldClosedError
-        posted = self._charge(settlement, self._paying_lease(row))
+        lease, day = self._paying_lease(row), job_day(settlement.job_id)
+        posted = self._charge(settlement, lease, day)
         attempts[settlement.attempt] = _Known(digest, posted)
-        self.accepted.append(_Accepted(settlement, row.lease_id, digest, posted))
+        self.accepted.append(_Accepted(settlement, row.lease_id, digest, posted, day))
         return posted
 
     async def write(self, connection: Connection) -> None:
@@ -174,75 +206,77 @@ class _Batch:
             raise LeaseLostError
         return lease
 
-    def _charge(self, settlement: Settlement, lease: LeaseRow) -> Posted:
+    def _charge(self, settlement: Settlement, lease: LeaseRow, day: dt.date) -> Posted:
         asset = settlement.price.asset
-        revenue = self._id(AccountKind.NETWORK_REVENUE, None, asset)
-        rounding = self._id(AccountKind.ROUNDING, None, asset)
+        network, numerators = self._network[asset], self._numerators
         worker = None
         if settlement.worker_id is not None:
-            worker = self._id(AccountKind.WORKER_PAYABLE, settlement.worker_id, asset)
-        before = Numerators(
-            customer=self._numerators[lease.leased_id],
-            worker=self._numerators[worker] if worker is not None else 0,
-            revenue=self._numerators[revenue],
+            worker = self._workers[settlement.worker_id, asset.value]
+        charge = ledger.charge(
+            settlement,
+            Numerators(
+                customer=numerators[lease.leased_id],
+                worker=numerators[worker] if worker is not None else 0,
+                revenue=numerators[network.revenue],
+            ),
         )
-        charge = ledger.charge(settlement, before)
         posted = charge.posted
         if self._consumed[lease.lease_id] + posted.charge.nano > lease.amount:
             raise LeaseExhaustedError
         self._consumed[lease.lease_id] += posted.charge.nano
-        day = job_day(settlement.job_id)
-        self._grow(lease.leased_id, charge.after.customer)
-        self._grow(revenue, charge.after.revenue)
-        self._legs[_Leg(day, Code.CHARGE, lease.leased_id, rounding)] += posted.charge.nano
-        self._legs[_Leg(day, Code.FEE, rounding, revenue)] += posted.fee.nano
+        numerators[lease.leased_id] = charge.after.customer
+        numerators[network.revenue] = charge.after.revenue
+        legs = self._legs[day, asset]
+        legs.members.append((settlement.job_id, settlement.attempt))
+        legs.charges[lease.leased_id] += posted.charge.nano
+        legs.fees[network.revenue] += posted.fee.nano
         if worker is not None:
-            self._grow(worker, charge.after.worker)
-            self._legs[_Leg(day, Code.SHARE, rounding, worker)] += posted.worker_share.nano
+            numerators[worker] = charge.after.worker
+            legs.shares[worker] += posted.worker_share.nano
         return posted
 
     def _pay(self, lease: LeaseRow, consumed: int) -> None:
         if lease.state == "active":
             lease.roll_over(self._entries, consumed=consumed, amount=lease.amount - consumed)
         else:
-            recovery = self._ids[AccountKind.LEASE_RECOVERY.value, lease.customer_id, lease.asset]
-            lease.draw(self._entries, recovery, consumed)
+            lease.draw(self._entries, self._recoveries[lease.customer_id, lease.asset], consumed)
 
     def _add_legs(self) -> None:
-        members: defaultdict[dt.date, list[tuple[uuid.UUID, int]]] = defaultdict(list)
-        for item in self.accepted:
-            members[job_day(item.settlement.job_id)].append((item.settlement.job_id, item.settlement.attempt))
-        digests = {day: ledger.batch_digest(jobs) for day, jobs in members.items()}
-        for leg, amount in self._legs.items():
-            if not amount:
-                continue
+        for (day, asset), legs in self._legs.items():
+            rounding = self._network[asset].rounding
+            batch = ledger.batch_digest(legs.members)
+            for leased, nano in legs.charges.items():
+                self._add_leg(day, batch, Code.CHARGE, leased, rounding, nano)
+            for worker, nano in legs.shares.items():
+                self._add_leg(day, batch, Code.SHARE, rounding, worker, nano)
+            for revenue, nano in legs.fees.items():
+                self._add_leg(day, batch, Code.FEE, rounding, revenue, nano)
+        for account_id, after in self._numerators.items():
+            self._entries.add_numerator(account_id, after - self._before[account_id])
+
+    def _add_leg(self, day: dt.date, batch: bytes, code: Code, debit: int, credit: int, nano: int) -> None:
+        if nano:
             # One side of a leg is the rounding account: the other one tells legs of the same code apart.
-            party = leg.debit if leg.code is Code.CHARGE else leg.credit
+            party = debit if code is Code.CHARGE else credit
             self._entries.add(
                 Transfer(
-                    day=leg.day,
-                    id=ledger.leg_id(digests[leg.day], leg.code, party),
+                    day=day,
+                    id=ledger.leg_id(batch, code, party),
                     phase=Phase.SINGLE,
-                    code=leg.code,
-                    debit=leg.debit,
-                    credit=leg.credit,
-                    amount=amount,
+                    code=code,
+                    debit=debit,
+                    credit=credit,
+                    amount=nano,
                 )
             )
-
-    def _grow(self, account_id: int, after: int) -> None:
-        self._entries.add_numerator(account_id, after - self._numerators[account_id])
-        self._numerators[account_id] = after
-
-    def _id(self, kind: AccountKind, owner: uuid.UUID | None, asset: Asset) -> int:
-        return self._ids[kind.value, owner, asset.value]
 
 
 async def _read_known(connection: Connection, rows: Sequence[JournalRow]) -> dict[uuid.UUID, dict[int, _Known]]:
     assets = {row.settlement.job_id: row.settlement.price.asset for row in rows}
-    days = [job_day(job_id) for job_id in assets]
+    # A job id begins with its time.
+    first, last = min(assets, key=_as_int), max(assets, key=_as_int)
     known: defaultdict[uuid.UUID, dict[int, _Known]] = defaultdict(dict)
-    for row in await connection.fetch(SQL["read_usage"], min(days), max(days), list(assets)):
+    for row in await connection.fetch(SQL["read_usage"], job_day(first), job_day(last), list(assets)):
         asset = assets[row["job_id"]]
         known[row["job_id"]][row["attempt"]] = _Known(
             row["body_digest"],
@@ -272,7 +306,7 @@ def _usage_row(item: _Accepted) -> tuple[object, ...]:
     settlement, posted = item.settlement, item.posted
     usage, price = settlement.usage, settlement.price
     return (
-        job_day(settlement.job_id), settlement.job_id, settlement.attempt, settlement.customer_id, settlement.key_id,
+        item.day, settlement.job_id, settlement.attempt, settlement.customer_id, settlement.key_id,
         settlement.worker_id, settlement.model, price.asset.value, price.version, price.share_bps,
         usage.prompt, usage.cached, usage.completion, settlement.numerator,
         posted.charge.nano, posted.worker_share.nano, posted.fee.nano,
@@ -280,6 +314,10 @@ def _usage_row(item: _Accepted) -> tuple[object, ...]:
         settlement.started_at, settlement.first_token_at, settlement.ended_at,
         settlement.receipt_head, settlement.receipt_signature, item.digest, item.lease_id,
     )  # fmt: skip
+
+
+def _as_int(job_id: uuid.UUID) -> int:
+    return job_id.int
 
 
 def _body(settlement: Settlement) -> bytes:
