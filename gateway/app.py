@@ -125,7 +125,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         keep_alive_s=settings.keep_alive_s,
         exchanges_max=settings.exchanges_max,
     )
-    tracer = start_tracer("cocoon-gateway", settings.otlp_endpoint, rng)
+    tracer = start_tracer("cocoon-gateway", settings.otlp_endpoint, _dice(rng))
     transport = Transport(clock, allow_private=settings.allow_private_workers)
     limiter = RedisLimiter(redis_url, clock)
     heartbeats = HeartbeatBus(redis_url, registry, clock, rng)
@@ -216,7 +216,7 @@ class _Background:
 
 
 def _dice(rng: random.Random) -> random.Random:
-    """Routing draws twice a request and hides nothing: no system call for it."""
+    """Routing and tracing draw for every request and hide nothing: no system call for it."""
     return random.Random(rng.getrandbits(64))  # noqa: S311  no secret depends on it
 
 

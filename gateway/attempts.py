@@ -85,7 +85,7 @@ class Attempts:
                 batch = await self._try(attempt, walk, admission, request, call, deadline)
             except AttemptFailedError as error:
                 require_present(client)
-                log.warning("attempt_failed", job_id=str(walk.job_id), worker=attempt.worker_name, reason=str(error))
+                log.warning("attempt_failed", job_id=walk.name, worker=attempt.worker_name, reason=str(error))
                 failure = error
                 excluded.add(attempt.dispatch.target.target_id)
                 walk.attempt = None
@@ -140,6 +140,8 @@ class Attempts:
         )
         if isinstance(target, Upstream) and not request.streams:
             deadline.expect_silence()
+        else:
+            deadline.expect_first_byte()
         try:
             attempt.opened(await self._transport.open(target, job))
             batch = await attempt.next()

@@ -24,7 +24,7 @@ def answer_headers(walk: Walk, *, streams: bool) -> Headers:
     if attempt is not None and (attempt.first_token_s is not None or not streams):
         headers.append((b"x-cocoon-worker", attempt.worker_name.encode()))
         if isinstance(attempt.dispatch.target, Worker):
-            headers.append((b"x-cocoon-receipt", str(walk.job_id).encode()))
+            headers.append((b"x-cocoon-receipt", walk.name.encode()))
             if attempt.salt is not None:
                 headers.append((b"x-cocoon-salt", attempt.salt.encode()))
         else:

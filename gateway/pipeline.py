@@ -64,7 +64,7 @@ class Pipeline:
     async def serve(self, call: Call, client: Client) -> None:
         """Answer one chat request. Returns when the client has its answer or is gone; only cancellation leaves it."""
         walk = Walk(new_job_id(self._clock, self._rng), Exchange(self._clock), self._tracer.begin(call.traceparent))
-        client.always([(b"x-request-id", str(walk.job_id).encode())])
+        client.always([(b"x-request-id", walk.name.encode())])
         try:
             principal = self._authenticate(walk, call, client)
             request = await self._read(walk, client)
@@ -79,7 +79,7 @@ class Pipeline:
             walk.fail(AnswerBrokenError("the gateway is stopping"))
             raise
         except Exception:  # the request's top frame: a mistake of ours must not keep the customer's money
-            log.exception("request_failed", job_id=str(walk.job_id), state=walk.exchange.state.value)
+            log.exception("request_failed", job_id=walk.name, state=walk.exchange.state.value)
             walk.fail(CocoonError())
         finally:
             self._settle(walk)
@@ -154,7 +154,7 @@ class Pipeline:
         attempt, batch = await self._attempts.first(walk, admission, request, call, client, deadline)
         body = relay.priced_answer(batch.data, admission.offer.price, attempt.usage(admission.bounds))
         walk.exchange.note(Event.COMPLETE)
-        deadline.progressed()
+        deadline.alive()
         await client.answer(answer_headers(walk, streams=False), body)
 
     async def _stream(
@@ -211,7 +211,7 @@ class Pipeline:
         try:
             self._tracer.export(walk.trace, spans_of(walk, usage, posted, ended, settled, self._tracer.new_span_id))
         except Exception:  # the exporter's affairs must not cost anybody an answer
-            log.exception("trace_failed", job_id=str(walk.job_id))
+            log.exception("trace_failed", job_id=walk.name)
 
 
 def _shown(batch: Batch, admission: Admission, request: ChatRequest) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from billing.ports import BillingError
+from billing.ports import BillingError, LedgerUnavailableError
 from billing.pricing import PriceBook
 
 REFRESH_S = 5.0
@@ -16,7 +16,27 @@ class Prices:
     """Holds the current book."""
 
     def __init__(self) -> None:
-        self.book = PriceBook(())
+        self._book: PriceBook | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there is a book."""
+        return self._book is not None
+
+    @property
+    def book(self) -> PriceBook:
+        """The book in force.
+
+        Raises:
+            LedgerUnavailableError: none was loaded yet. That no model has a price would be something else to say.
+        """
+        if self._book is None:
+            raise LedgerUnavailableError("the prices have not been loaded yet")
+        return self._book
+
+    @book.setter
+    def book(self, book: PriceBook) -> None:
+        self._book = book
 
     async def keep_fresh(self, load: Callable[[], Awaitable[PriceBook]]) -> None:
         """Reload every `REFRESH_S`, for ever. While the database is away, the last book stays in force."""

@@ -58,7 +58,7 @@ def _attributes(walk: Walk, usage: TokenUsage, posted: Posted | None) -> dict[st
     attributes: dict[str, Attribute] = {
         names.OPERATION: "chat",
         names.PROVIDER: "cocoon",
-        names.JOB_ID: str(walk.job_id),
+        names.JOB_ID: walk.name,
         names.OUTCOME: walk.exchange.state.value,
         names.USAGE_INPUT_TOKENS: usage.prompt,
         names.USAGE_OUTPUT_TOKENS: usage.completion,

@@ -16,9 +16,9 @@ import structlog
 
 from gateway.services import Services
 
-EXCHANGES_S_MAX = 3.0
-"""How long cancelled exchanges may take to end."""
-SETTLE_S_MAX = 5.0
+EXCHANGES_S_MAX = 1.0
+"""How long exchanges whose bodies are sent may take to end, and how long again once they are cancelled."""
+SETTLE_S_MAX = 4.0
 """How long settlements may take at the very end; what is left then expires as a hold."""
 log = structlog.get_logger()
 
@@ -47,10 +47,17 @@ async def graceful_stop(services: Services) -> AsyncGenerator[None]:
         yield
     finally:
         services.stopping.set()
-        try:
-            async with asyncio.timeout(EXCHANGES_S_MAX):
-                await services.pipeline.live.wait_idle()
-        except TimeoutError:
+        if not await _idle(services):
             cancel_live()
+            await _idle(services)
         settled = await services.settler.drain(SETTLE_S_MAX)
         log.info("drain_ended", settled=settled)
+
+
+async def _idle(services: Services) -> bool:
+    try:
+        async with asyncio.timeout(EXCHANGES_S_MAX):
+            await services.pipeline.live.wait_idle()
+    except TimeoutError:
+        return False
+    return True

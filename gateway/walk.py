@@ -28,11 +28,13 @@ class Walk:
     """What is known of one request so far: everything that the end needs, whenever it comes."""
 
     __slots__ = (
-        "admission", "attempt", "body", "error", "exchange", "job_id", "permit", "principal", "request", "trace",
+        "admission", "attempt", "body", "error", "exchange", "job_id", "name", "permit", "principal", "request",
+        "trace",
     )  # fmt: skip
 
     def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace) -> None:
         self.job_id = job_id
+        self.name = str(job_id)
         self.exchange = exchange
         self.trace = trace
         self.body = b""

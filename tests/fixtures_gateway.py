@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import connect, open_pool
 from billing.postgres.prices import set_model, set_price
 from billing.pricing import ModelTerms
+from cli.dev.address import free_port
 from cocoon.clock import SystemClock
 from cocoon.ids import API_KEY_PREFIX, WORKER_KEY_PREFIX, new_job_id, new_secret_key
 from cocoon.money import Amount, Price
@@ -256,11 +256,6 @@ def content_of(events: list[Any]) -> str:
         if isinstance(event, dict)
         for choice in event.get("choices", [])
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _die_with_parent() -> None:

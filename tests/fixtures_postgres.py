@@ -12,7 +12,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -26,6 +25,7 @@ import asyncpg
 import pytest
 
 from billing.postgres.migrate import migrate
+from cli.dev.address import free_port
 
 T = TypeVar("T")
 
@@ -69,8 +69,7 @@ class PostgresServer:
             account = pwd.getpwnam("nobody")
             os.chown(self._root, account.pw_uid, account.pw_gid)
             self._identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._run_initdb()
 

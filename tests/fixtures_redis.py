@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.dev.address import free_port
+
 START_S_MAX = 20.0
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -31,8 +33,7 @@ class RedisServer:
         found = shutil.which("redis-server") if spec is None or spec.origin is None else None
         self._binary = found or str(Path(spec.origin or "").parent / "bin" / "redis-server")
         self._root = Path(tempfile.mkdtemp(prefix="cocoon-redis-"))
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

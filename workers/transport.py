@@ -33,6 +33,7 @@ REFUSAL_BYTES_MAX = 256 * 1024
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 """Longest unary answer."""
 RETRY_AFTER_S_MAX = 3600.0
+_OK = 200
 _SIGNATURE_BYTES = 64
 _NOTABLE = re.compile(rb'"(?:usage"\s*:\s*\{|error"\s*:|finish_reason"\s*:\s*")')
 """Events that can carry usage, an end or a failure; only these are parsed."""
@@ -143,7 +144,9 @@ class Transport:
         route = Route(worker.host, worker.port, tls=True, pin=worker.tls_spki_sha256)
         # An agent works for a ticket once, so sending it again does no harm.
         connection, head = await self._exchange(route, request, idle_s_max=IDLE_S_MAX, repeatable=True)
-        await self._require_ok(route, connection, head, hop.CONTENT_TYPE.encode())
+        if head.status != _OK:
+            raise await self._refused(route, connection, head)
+        _require_type(connection, head, hop.CONTENT_TYPE.encode())
         salt = head.headers.get(hop.SALT_HEADER.encode())
         if salt is not None and _SALT.fullmatch(salt) is None:
             connection.abort()
@@ -162,8 +165,10 @@ class Transport:
         route = Route(upstream.host, upstream.port, tls=upstream.tls, pin=None)
         # Nothing tells an engine that it has seen a request before: one that may have reached it is not sent again.
         connection, head = await self._exchange(route, request, idle_s_max=UPSTREAM_IDLE_S_MAX, repeatable=False)
-        await self._require_ok(route, connection, head, b"text/event-stream" if job.stream else b"")
+        if head.status != _OK:
+            raise await self._refused(route, connection, head)
         if job.stream:
+            _require_type(connection, head, b"text/event-stream")
             return _EventAnswer(self._connections, route, connection, show_usage=job.show_usage)
         return _UnaryAnswer(self._connections, route, connection)
 
@@ -181,20 +186,20 @@ class Transport:
         new = await self._connections.open(route)
         return new, await _answered(new, request)
 
-    async def _require_ok(self, route: Route, connection: Connection, head: Head, content_type: bytes) -> None:
-        """An answer that begins with `content_type`; a unary answer's bytes speak for themselves."""
-        if head.status == 200:  # noqa: PLR2004  HTTP's own name
-            if not head.headers.get(b"content-type", b"").lower().startswith(content_type):
-                connection.abort()
-                raise TransportError(f"the answer is not {content_type.decode()}")
-            return
+    async def _refused(self, route: Route, connection: Connection, head: Head) -> RefusedError:
         try:
             body = await connection.read_all(REFUSAL_BYTES_MAX)
         except HopError:
             body = b""
         finally:
             self._connections.give_back(route, connection)
-        raise RefusedError(head.status, body, _retry_after(head.headers.get(b"retry-after")))
+        return RefusedError(head.status, body, _retry_after(head.headers.get(b"retry-after")))
+
+
+def _require_type(connection: Connection, head: Head, content_type: bytes) -> None:
+    if not head.headers.get(b"content-type", b"").lower().startswith(content_type):
+        connection.abort()
+        raise TransportError(f"the answer is not {content_type.decode()}")
 
 
 async def _answered(connection: Connection, request: bytes) -> Head:

@@ -34,7 +34,8 @@ async def serve_chat(pipeline: Pipeline, room: BodyRoom, scope: HTTPScope, recei
     finally:
         client.close()
         pipeline.live.leave(task)
-    await client.discard_body()
+    if not client.read:
+        await client.discard_body()
 
 
 def call_of(scope: HTTPScope) -> Call:

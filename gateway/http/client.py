@@ -37,7 +37,7 @@ class ASGIClient:
         self._send = send
         self._room = room
         self._held = 0
-        self._read = False
+        self.read = False
         self._callback: Callable[[], None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._named: Headers = []
@@ -54,7 +54,7 @@ class ASGIClient:
                 body = await self._whole_body()
         except TimeoutError:
             raise BodyTimeoutError from None
-        self._read = True
+        self.read = True
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
         return body
 
@@ -63,7 +63,7 @@ class ASGIClient:
         left = DISCARD_BYTES_MAX
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DISCARD_S_MAX):
-                while left > 0 and not (self._read or self.gone):
+                while left > 0 and not self.gone:
                     message = await self._receive()
                     if message["type"] != "http.request" or not message["more_body"]:
                         return

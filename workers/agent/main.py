@@ -107,8 +107,12 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
             await served
             for helper in helpers:
                 helper.cancel()
-    except* CocoonError as failures:
-        raise _first(failures) from None
+    except BaseExceptionGroup as failures:
+        # Not `except*`: before Python 3.11.4 it makes a group again of what is raised in it.
+        expected, others = failures.split(CocoonError)
+        if expected is None or others is not None:
+            raise
+        raise _first(expected) from None
     finally:
         signals.release()
         tracer.close()

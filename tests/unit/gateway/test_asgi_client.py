@@ -136,9 +136,16 @@ async def test_what_is_left_of_a_refused_body_is_thrown_away_up_to_a_limit(
     assert wire.taken == 2
 
 
-async def test_a_body_that_was_read_leaves_nothing_to_throw_away(reading: tuple[Wire, ASGIClient]) -> None:
+async def test_a_body_that_was_read_leaves_nothing_to_throw_away(
+    reading: tuple[Wire, ASGIClient], room: BodyRoom
+) -> None:
     _, client = reading
-    await asyncio.wait_for(client.discard_body(), 5)
+    assert client.read
+    gone = Wire(part(b"{", more=True), DISCONNECT).client(room)
+    with pytest.raises(ClientGoneError):
+        await gone.body()
+    assert not gone.read
+    await asyncio.wait_for(gone.discard_body(), 5)
 
 
 async def test_leaving_is_told_once_and_to_those_who_come_late(reading: tuple[Wire, ASGIClient]) -> None:

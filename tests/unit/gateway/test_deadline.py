@@ -19,6 +19,7 @@ async def lasted(limits: Limits, *moves: str, silent: bool = True) -> float:
     began = time.monotonic()
     try:
         async with Deadline(limits) as deadline:
+            deadline.expect_first_byte()
             for move in moves:
                 await asyncio.sleep(TICK / 2)
                 getattr(deadline, move)()
@@ -46,6 +47,10 @@ async def test_a_sign_of_life_never_takes_time_away() -> None:
     assert await lasted(limits(idle_s=2 * TICK), *["alive"] * 8) >= 5 * TICK
 
 
+async def test_attempts_share_the_time_of_a_first_byte() -> None:
+    assert await lasted(limits(first_byte_s=2 * TICK), *["expect_first_byte"] * 20) < 5 * TICK
+
+
 async def test_silence_can_be_expected_for_as_long_as_the_whole_may_take() -> None:
     assert await lasted(limits(request_s_max=6 * TICK), "expect_silence") >= 6 * TICK
 
@@ -60,6 +65,8 @@ async def test_moves_after_its_end_do_nothing() -> None:
     async with Deadline(limits()) as deadline:
         pass
     for move in (deadline.end_now, deadline.progressed, deadline.alive, deadline.expect_silence):
+        move()
+    for move in (deadline.expect_first_byte, deadline.end_now):
         move()
     await asyncio.sleep(0)
 
