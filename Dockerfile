@@ -38,7 +38,8 @@ CMD ["gateway"]
 FROM base AS worker
 COPY requirements-model.lock /tmp/
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* \
- && /opt/cocoon/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements-model.lock
+ && /opt/cocoon/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements-model.lock \
+ && install -d -m 0700 -o 10001 -g 10001 /var/lib/cocoon
 USER 10001:10001
 EXPOSE 8443
 STOPSIGNAL SIGTERM

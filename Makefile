@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: dev install check lint types layers fast test bench lock clean
+.PHONY: dev install check lint types layers fast test bench bench-ledger lock clean
 
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev
@@ -48,6 +48,9 @@ test: lint types layers  ## everything CI runs; a file's tests stay in one proce
 
 bench: $(STAMP) .venv-bench/.installed  ## the relay beside its peers (needs wrk and nginx on PATH)
 	$(BIN)/python -m benchmarks.relay
+
+bench-ledger: $(STAMP)   ## admission, leases and the usage journal on an embedded PostgreSQL with fsync on
+	$(BIN)/python -m benchmarks.ledger
 
 # Peers live apart: what they depend on is not ours.
 .venv-bench/.installed: requirements-bench.lock

@@ -5,6 +5,7 @@ may vanish at any moment; money does not.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -35,6 +36,8 @@ class Lane(Generic[Member, Answer]):
 
     With `vanished`, a member whose caller is gone is not started any more, and `vanished` hears of every answer that
     nobody received. Without it, every member is run whether or not its caller still waits.
+
+    `linger_s` is how long a batch that is not full waits for company; 0 takes what is there.
     """
 
     def __init__(
@@ -45,14 +48,17 @@ class Lane(Generic[Member, Answer]):
         batch_max: int,
         queue_max: int,
         vanished: Callable[[Member], None] | None = None,
+        linger_s: float = 0.0,
     ) -> None:
         self._name = name
         self._run = run
         self._batch_max = batch_max
         self._queue_max = queue_max
         self._vanished = vanished
+        self._linger_s = linger_s
         self._queue: deque[_Waiting[Member, Answer]] = deque()
         self._wake = asyncio.Event()
+        self._full = asyncio.Event()
         self._closed = False
 
     def __len__(self) -> int:
@@ -79,15 +85,21 @@ class Lane(Generic[Member, Answer]):
 
     def leave(self, member: Member) -> bool:
         """Enqueue a member whose answer nobody waits for; False when there is no room."""
+        answer = self.submit(member)
+        if answer is not None:
+            answer.add_done_callback(_retrieve)
+        return answer is not None
+
+    def submit(self, member: Member) -> "asyncio.Future[Answer] | None":
+        """Enqueue a member and return its answer to come; None when there is no room."""
         waiting = self._enqueue(member)
-        if waiting is not None:
-            waiting.answer.add_done_callback(_retrieve)
-        return waiting is not None
+        return None if waiting is None else waiting.answer
 
     def close(self) -> None:
         """Take no more members; `serve` returns when those in the queue are answered."""
         self._closed = True
         self._wake.set()
+        self._full.set()
 
     async def serve(self) -> None:
         """Run batches until closed. One task of the owner."""
@@ -98,6 +110,7 @@ class Lane(Generic[Member, Answer]):
                         return
                     self._wake.clear()
                     await self._wake.wait()
+                await self._linger()
                 batch = self._take()
                 if batch:
                     await self._serve_batch(batch)
@@ -112,7 +125,17 @@ class Lane(Generic[Member, Answer]):
         waiting: _Waiting[Member, Answer] = _Waiting(member, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._wake.set()
+        if len(self._queue) >= self._batch_max:
+            self._full.set()
         return waiting
+
+    async def _linger(self) -> None:
+        if not self._linger_s or len(self._queue) >= self._batch_max or self._closed:
+            return
+        self._full.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._linger_s):
+                await self._full.wait()
 
     def _take(self) -> list[_Waiting[Member, Answer]]:
         batch: list[_Waiting[Member, Answer]] = []

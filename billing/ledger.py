@@ -11,6 +11,12 @@ Money flow of one job (PROTOCOL §6)::
     share    rounding           -> worker_payable    what the worker's cumulative share rounds down to
     fee      rounding           -> network_revenue   the same for the network
 
+A job whose hold expired before it was settled is charged from its receipt (`billing.recoveries`)::
+
+    recovered  customer_available -> customer_leased   what the customer can cover of the charge
+    loss       operator_loss      -> customer_leased   the rest
+    charge, share and fee as above
+
 The rounding account keeps what has been charged and is not yet anybody's: less than one nano for each party.
 """
 
@@ -46,10 +52,12 @@ class AccountKind(enum.StrEnum):
 
     CUSTOMER_AVAILABLE = "customer_available"
     CUSTOMER_LEASED = "customer_leased"
+    LEASE_RECOVERY = "lease_recovery"
     WORKER_PAYABLE = "worker_payable"
     NETWORK_REVENUE = "network_revenue"
     ROUNDING = "rounding"
     SUSPENSE = "suspense"
+    OPERATOR_LOSS = "operator_loss"
 
 
 class Phase(enum.StrEnum):
@@ -66,10 +74,14 @@ class Code(enum.StrEnum):
     """Why a transfer exists."""
 
     HOLD = "hold"
+    LEASE = "lease"
+    RECOVERY = "recovery"
     CHARGE = "charge"
     SHARE = "share"
     FEE = "fee"
     DEPOSIT = "deposit"
+    RECOVERED = "recovered"
+    LOSS = "loss"
 
 
 class Numerators(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,6 +215,13 @@ def batch_digest(members: Iterable[tuple[uuid.UUID, int]]) -> bytes:
 def leg_id(batch: bytes, code: Code, account_id: int) -> uuid.UUID:
     """The id of an aggregated leg: posting the same batch twice collides instead of paying twice."""
     raw = hashlib.sha256(batch + code.encode() + b"\x00" + account_id.to_bytes(8, "big")).digest()
+    return _versioned(int.from_bytes(raw[:16], "big"), _DERIVED_VERSION)
+
+
+def lease_transfer_id(lease_id: uuid.UUID, version: int, phase: Phase) -> uuid.UUID:
+    """The id of a lease's transfer: its `version`-th pending one, the one that ends it, or a move out of recovery."""
+    kind = "pending" if phase is Phase.PENDING else "single" if phase is Phase.SINGLE else "end"
+    raw = hashlib.sha256(b"lease " + kind.encode() + lease_id.bytes + version.to_bytes(8, "big")).digest()
     return _versioned(int.from_bytes(raw[:16], "big"), _DERIVED_VERSION)
 
 

@@ -82,11 +82,12 @@ class HoldRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
-    """Reserved credit; `amount` lies within what was asked."""
+    """Reserved credit; `amount` lies within what was asked. `lease_id` names the credit lease it came from, if any."""
 
     job_id: uuid.UUID
     customer_id: uuid.UUID
     amount: Amount
+    lease_id: uuid.UUID | None = None
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +127,11 @@ class Posted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
-    """A customer's credit: `available` can be spent, `held` is reserved by requests in flight."""
+    """A customer's credit.
+
+    `available` can be spent. `held` is reserved: by requests in flight, by the leases of other gateway processes (idle
+    ones come back within seconds, or at once when credit runs short), and for a while by what a crashed process had.
+    """
 
     available: Amount
     held: Amount

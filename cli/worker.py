@@ -26,6 +26,7 @@ _OPTIONS = {
     "engine-args": ("COCOON_ENGINE_ARGS", "More arguments for a launched SGLang, quoted as in a shell."),
     "context-tokens": ("COCOON_CONTEXT_TOKENS", "Context of one request; default 4096."),
     "drain-s": ("COCOON_DRAIN_S", "Seconds that running jobs get after SIGTERM; default 30."),
+    "state": ("COCOON_WORKER_STATE", "Folder for receipts until the gateway has judged them."),
     "global-id": ("COCOON_GLOBAL_ID", "Refuse a gateway of another TON network than this."),
 }
 

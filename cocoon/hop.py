@@ -21,6 +21,8 @@ from cocoon.usage import TokenUsage
 
 CONTENT_TYPE = "application/vnd.cocoon.frames"
 TICKET_HEADER = "x-cocoon-ticket"
+STUB_HEADER = "x-cocoon-ticket-stub"
+"""The gateway's own sealed note of the attempt; opaque to the agent, which returns it with the receipt."""
 SALT_HEADER = "x-cocoon-salt"
 ANSWER_TYPE_HEADER = "x-cocoon-answer-type"
 """Content type of the data inside the frames."""

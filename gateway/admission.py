@@ -35,9 +35,10 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
-    """A request with credit behind it."""
+    """A request with credit behind it. `lease` is what its ticket names: the credit lease, or the job's own hold."""
 
     job_id: uuid.UUID
+    lease: uuid.UUID
     offer: ModelOffer
     bounds: Bounds
     held: Amount
@@ -133,6 +134,7 @@ async def hold_credit(
         completion = affordable - affordable % bounds.choices
     return Admission(
         job_id=job_id,
+        lease=hold.lease_id or job_id,
         offer=offer,
         bounds=Bounds(prompt=bounds.prompt, completion=completion, choices=bounds.choices),
         held=hold.amount,

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import gc
+import os
 import random
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Self, cast
 
@@ -15,13 +17,18 @@ from litestar.handlers import asgi
 from litestar.openapi.config import OpenAPIConfig
 from litestar.types import HTTPScope, Receive, Scope, Send
 
+from billing.lease_book import LeaseTerms
+from billing.leases import LeasedLedger
+from billing.ports import Ledger
 from billing.postgres.account import Accounts
+from billing.postgres.leases import PostgresLeases
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.partitions import ensure_partitions
 from billing.postgres.pool import Pool, open_pool
 from billing.postgres.prices import load_price_book
+from billing.postgres.recoveries import Recoveries
 from cocoon import openai
-from cocoon.clock import SystemClock, system_random
+from cocoon.clock import Clock, SystemClock, system_random
 from cocoon.errors import CocoonError
 from cocoon.logs import configure_logging
 from cocoon.tracing import start_tracer
@@ -38,10 +45,11 @@ from gateway.http.workers import WorkersController
 from gateway.pipeline import Pipeline
 from gateway.postgres.keys import KeyListener
 from gateway.prices import Prices
+from gateway.recovery import Reconciler
 from gateway.redis.limiter import RedisLimiter
 from gateway.services import Services
 from gateway.settings import Settings, read_settings
-from gateway.settle import Settler
+from gateway.settle import SETTLE_S_MAX, Settler
 from gateway.stopping import graceful_stop
 from workers.enrolments import upstream
 from workers.postgres.enrolments import EnrolmentListener, EnrolmentStore
@@ -55,6 +63,8 @@ SWEEP_S = 5.0
 """How often each process looks for holds past their time."""
 SWEEP_HOLDS_MAX = 500
 PARTITIONS_S = 3600.0
+LEASE_MARGIN_PART = 0.1
+"""Of a lease's time to live: how much earlier than the database this process considers it over."""
 RESTART_S = 1.0
 ENROLMENTS_S_MAX = 5.0
 log = structlog.get_logger()
@@ -125,7 +135,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         stack.push_async_callback(limiter.close)
         stack.push_async_callback(heartbeats.close)
         pool = await stack.enter_async_context(open_pool(database_url, application="cocoon-gateway"))
-        ledger = await stack.enter_async_context(PostgresLedger(pool))
+        ledger = await stack.enter_async_context(_leased_ledger(settings, pool, clock, rng))
         settler = await stack.enter_async_context(Settler(ledger, clock))
         attempts = Attempts(
             Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
@@ -140,6 +150,10 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             registry=registry,
             enrolments=EnrolmentStore(pool, clock, allow_private=settings.allow_private_workers),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, pipeline=pipeline,
+            reconciler=Reconciler(
+                Recoveries(pool, PostgresLeases(pool, database_url)),
+                network_secret=network_secret, global_id=settings.global_id,
+            ),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
@@ -154,6 +168,23 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         background.start("sweep", lambda: _sweep(ledger))
         background.start("partitions", lambda: _keep_partitions(pool))
         yield services
+
+
+def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Random) -> LeasedLedger:
+    return LeasedLedger(
+        PostgresLedger(pool),
+        PostgresLeases(pool, settings.database_url.reveal()),
+        clock,
+        rng,
+        holder=f"{socket.gethostname()[:64]}/{os.getpid()}/{rng.getrandbits(64):016x}",
+        terms=LeaseTerms(
+            ttl_s=settings.lease_ttl_s,
+            margin_s=settings.lease_ttl_s * LEASE_MARGIN_PART,
+            idle_s=settings.lease_idle_s,
+            # The longest request, and the longest that its settlement is retried (PROTOCOL §6).
+            recovery_s=settings.request_s_max + SETTLE_S_MAX,
+        ),
+    )
 
 
 class _Background:
@@ -197,8 +228,11 @@ async def _after_enrolments(listener: EnrolmentListener, heartbeats: HeartbeatBu
     await heartbeats.run()
 
 
-async def _sweep(ledger: PostgresLedger) -> None:
-    """Release holds whose process died. Every process sweeps; rows that another one holds are skipped."""
+async def _sweep(ledger: Ledger) -> None:
+    """Release what nobody ended in time: holds, and leases whose process died.
+
+    Every process sweeps; rows that another one holds are skipped.
+    """
     while True:
         with contextlib.suppress(CocoonError):
             expired = await ledger.expire_due(SWEEP_HOLDS_MAX)

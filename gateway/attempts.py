@@ -7,6 +7,7 @@ must not make it worse.
 import uuid
 
 import structlog
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from cocoon import openai
 from cocoon.clock import Clock
@@ -20,6 +21,7 @@ from gateway.client import Client, require_present
 from gateway.deadline import Deadline
 from gateway.errors import AnswerBrokenError, UpstreamRefusedError
 from gateway.exchange import Event
+from gateway.stubs import Stub, seal_stub, stub_key
 from gateway.walk import Call, Walk
 from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
 from workers.routing import DispatchOutcome, RetryBudget, Router
@@ -58,7 +60,7 @@ class Attempts:
         self._network_secret = network_secret
         self._global_id = global_id
         self._ticket_s = request_s_max + TICKET_MARGIN_S
-        self._ticket_keys: dict[bytes, bytes] = {}
+        self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
 
     async def first(
         self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client, deadline: Deadline
@@ -120,6 +122,9 @@ class Attempts:
         self, attempt: Attempt, walk: Walk, admission: Admission, request: ChatRequest, call: Call, deadline: Deadline
     ) -> Batch:
         target = attempt.dispatch.target
+        ticket, stub = None, None
+        if isinstance(target, Worker):
+            ticket, stub = self._ticket(target, attempt.number, walk, admission)
         job = Job(
             job_id=walk.job_id,
             model=request.model,
@@ -128,7 +133,8 @@ class Attempts:
             show_usage=request.wants_usage,
             asks_maximum=request.asked_completion is not None,
             max_completion=admission.bounds.completion_per_choice,
-            ticket=self._ticket(target, attempt.number, walk, admission) if isinstance(target, Worker) else None,
+            ticket=ticket,
+            stub=stub,
             salt=call.salt,
             traceparent=walk.trace.child_header if walk.trace.sampled else call.traceparent,
         )
@@ -169,25 +175,35 @@ class Attempts:
         attempt.failed(DispatchOutcome.FAILED_BEFORE_FIRST_BYTE)
         return AttemptFailedError(str(error))
 
-    def _ticket(self, worker: Worker, number: int, walk: Walk, admission: Admission) -> str:
-        key = self._ticket_keys.get(worker.keyset_digest)
-        if key is None:
-            if len(self._ticket_keys) >= KEYSETS_MAX:
-                self._ticket_keys.clear()
-            key = self._ticket_keys[worker.keyset_digest] = ticket_key(self._network_secret, worker.keyset_digest)
+    def _ticket(self, worker: Worker, number: int, walk: Walk, admission: Admission) -> tuple[str, str]:
+        """The ticket's header and its stub's."""
+        assert walk.principal is not None, "dispatched requests have a payer"
+        digest = worker.keyset_digest
+        keys = self._keys.get(digest)
+        if keys is None:
+            if len(self._keys) >= KEYSETS_MAX:
+                self._keys.clear()
+            keys = ticket_key(self._network_secret, digest), stub_key(self._network_secret, digest)
+            self._keys[digest] = keys
         ticket = Ticket(
             global_id=self._global_id,
             stake=worker.stake,
             job_id=walk.job_id,
             attempt=number,
-            lease=walk.job_id,
+            lease=admission.lease,
             price_version=admission.offer.price.version,
             max_prompt=admission.bounds.prompt,
             max_completion=admission.bounds.completion,
             not_after=int(self._clock.now().timestamp() + self._ticket_s),
             request_digest=plain_request_digest(walk.body),
         )
-        return seal_ticket(key, ticket)
+        stub = Stub(
+            customer_id=walk.principal.customer_id,
+            key_id=walk.principal.key_id,
+            model=admission.offer.model,
+            price=admission.offer.price,
+        )
+        return seal_ticket(keys[0], ticket), seal_stub(keys[1], worker.worker_id, ticket.encode(), stub)
 
 
 def _exhausted(failure: CocoonError | None) -> CocoonError:

@@ -8,6 +8,7 @@ from cocoon.clock import Clock
 from gateway.auth import KeyTable
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
+from gateway.recovery import Reconciler
 from gateway.settings import Settings
 from gateway.settle import Settler
 from workers.postgres.enrolments import EnrolmentStore
@@ -22,7 +23,7 @@ class Services:
     def __init__(
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: Ledger, accounts: Accounts,
         registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus, tokens: HeartbeatTokens,
-        settler: Settler, pipeline: Pipeline,
+        settler: Settler, pipeline: Pipeline, reconciler: Reconciler,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -36,4 +37,5 @@ class Services:
         self.tokens = tokens
         self.settler = settler
         self.pipeline = pipeline
+        self.reconciler = reconciler
         self.stopping = asyncio.Event()

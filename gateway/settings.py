@@ -72,6 +72,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_max: int
     bodies_bytes_max: int
     exchanges_max: int
+    lease_ttl_s: float
+    lease_idle_s: float
 
     @property
     def production(self) -> bool:
@@ -109,6 +111,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         body_bytes_max=int(_number(env, "COCOON_BODY_BYTES_MAX", 20_000_000, low=1024, high=2**28)),
         bodies_bytes_max=int(_number(env, "COCOON_BODIES_BYTES_MAX", 2**28, low=1024, high=2**40)),
         exchanges_max=int(_number(env, "COCOON_EXCHANGES_MAX", 4096, low=1, high=2**20)),
+        lease_ttl_s=_number(env, "COCOON_LEASE_TTL_S", 60, low=1, high=3600),
+        lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
     )
 
 

@@ -154,8 +154,17 @@ class Stack:
         return await self.until_true(lambda: self.rows(query), lambda rows: len(rows) >= count)
 
     async def until_settled(self) -> None:
-        """Wait until no hold is open."""
-        await self.until_true(lambda: self.rows("SELECT id FROM open_holds"), lambda rows: not rows)
+        """Wait until every lease has gone back: nothing is reserved, and nothing waits in a journal."""
+        query = "SELECT lease_id FROM leases WHERE state = 'active' UNION ALL SELECT id FROM open_holds"
+        await self.until_true(lambda: self.rows(query), lambda rows: not rows)
+
+    async def expire_leases(self, pid: int) -> None:
+        """Bring forward the end of what a killed process had leased."""
+        await self.rows(
+            "UPDATE leases SET expires_at = now() - interval '1 second' WHERE state = 'active'"
+            " AND split_part(holder, '/', 2) = $1 RETURNING 1",
+            str(pid),
+        )
 
     async def check_books(self) -> None:
         """Every invariant holds, and nothing is still held."""
@@ -171,7 +180,7 @@ class Stack:
             "COCOON_ENV": "development", "COCOON_DATABASE_URL": self.database_url, "COCOON_REDIS_URL": self.redis_url,
             "COCOON_PORT": str(self.port), "COCOON_GATEWAY_PROCESSES": str(processes),
             "COCOON_NETWORK_SECRET": NETWORK_SECRET, "COCOON_ALLOW_PRIVATE_WORKERS": "1", "COCOON_DRAIN_S": "5",
-            "COCOON_UPSTREAMS": json.dumps(upstreams if upstream else []), **environment,
+            "COCOON_LEASE_IDLE_S": "0.2", "COCOON_UPSTREAMS": json.dumps(upstreams if upstream else []), **environment,
         }  # fmt: skip
         self.gateway = self.start("gateway", ["gateway"], env)
         async with self.client() as client:

@@ -54,7 +54,10 @@ class RefusedError(TransportError):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt as the transport needs it. `max_completion` is per choice; `ticket` is None for an upstream."""
+    """One attempt as the transport needs it.
+
+    `max_completion` is per choice; `ticket` and `stub` are None for an upstream.
+    """
 
     job_id: uuid.UUID
     model: str
@@ -64,6 +67,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     asks_maximum: bool
     max_completion: int
     ticket: str | None
+    stub: str | None
     salt: str | None
     traceparent: str | None
 
@@ -130,6 +134,7 @@ class Transport:
             (b"host", worker.host.encode()),
             (b"content-type", b"application/json"),
             (hop.TICKET_HEADER.encode(), job.ticket.encode()),
+            (hop.STUB_HEADER.encode(), (job.stub or "").encode()),
         ]
         if job.salt:
             headers.append((hop.SALT_HEADER.encode(), job.salt.encode()))

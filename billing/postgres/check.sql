@@ -100,7 +100,9 @@ SELECT
     'customer ' || owner AS subject,
     credits_posted - debits_posted - debits_pending AS actual
 FROM accounts
-WHERE kind IN ('customer_available', 'customer_leased') AND credits_posted - debits_posted - debits_pending < 0;
+WHERE
+    kind IN ('customer_available', 'customer_leased', 'lease_recovery')
+    AND credits_posted - debits_posted - debits_pending < 0;
 
 -- name: usage_equals_transfers
 -- By day and party: what the usage rows say was charged, shared and kept, against the legs that moved it.
@@ -186,14 +188,20 @@ FROM differences
 WHERE expected <> actual;
 
 -- name: usage_equals_posts
--- Job by job: what its usage row charged, against the transfer that resolved its hold.
+-- Job by job: what its usage row charged, against the transfer that resolved its hold or what was recovered for it.
 WITH posts AS (
     SELECT
         day,
         pending_id,
         amount
     FROM transfers
-    WHERE phase = 'post'
+    WHERE phase = 'post' AND lease_id IS NULL
+    UNION ALL
+    SELECT
+        day,
+        job_id AS pending_id,
+        drawn_nano + lost_nano AS amount
+    FROM recoveries
 )
 
 SELECT
@@ -206,7 +214,7 @@ FROM (
         job_id,
         charge_nano
     FROM usage
-    WHERE outcome IN ('completed', 'client_gone')
+    WHERE outcome IN ('completed', 'client_gone') AND lease_id IS NULL
 ) AS charged
 FULL JOIN posts
     ON charged.day = posts.day AND charged.job_id = posts.pending_id
@@ -221,7 +229,7 @@ WITH unresolved AS (
     FROM transfers AS pending
     LEFT JOIN transfers AS resolution
         ON pending.day = resolution.day AND pending.id = resolution.pending_id
-    WHERE pending.phase = 'pending' AND resolution.id IS NULL
+    WHERE pending.phase = 'pending' AND pending.lease_id IS NULL AND resolution.id IS NULL
 )
 
 SELECT
@@ -233,6 +241,95 @@ FULL JOIN unresolved
     ON open_holds.id = unresolved.id
 WHERE open_holds.amount IS DISTINCT FROM unresolved.amount;
 
+-- name: leases_tie_to_pending_transfers
+-- Active leases with credit, against the pending transfers of leases without a resolution.
+WITH unresolved AS (
+    SELECT
+        pending.id,
+        pending.lease_id,
+        pending.amount
+    FROM transfers AS pending
+    LEFT JOIN transfers AS resolution
+        ON pending.day = resolution.day AND pending.id = resolution.pending_id
+    WHERE pending.phase = 'pending' AND pending.lease_id IS NOT NULL AND resolution.id IS NULL
+)
+
+SELECT
+    'lease ' || COALESCE(active.lease_id, unresolved.lease_id) AS subject,
+    COALESCE(unresolved.amount, -1) AS expected,
+    COALESCE(active.amount, -1) AS actual
+FROM (
+    SELECT
+        lease_id,
+        pending_id,
+        amount
+    FROM leases
+    WHERE state = 'active' AND amount > 0
+) AS active
+FULL JOIN unresolved
+    ON active.lease_id = unresolved.lease_id AND active.pending_id = unresolved.id
+WHERE active.amount IS DISTINCT FROM unresolved.amount;
+
+-- name: lease_posts_equal_usage
+-- Lease by lease: what its transfers paid while it lived and out of recovery, against what its usage rows charged.
+WITH paid AS (
+    SELECT
+        transfers.lease_id,
+        SUM(transfers.amount) AS amount
+    FROM transfers
+    INNER JOIN accounts ON transfers.credit_account_id = accounts.id AND accounts.kind = 'customer_leased'
+    WHERE transfers.lease_id IS NOT NULL AND transfers.phase IN ('post', 'single')
+    GROUP BY transfers.lease_id
+),
+
+charged AS (
+    SELECT
+        lease_id,
+        SUM(charge_nano) AS amount
+    FROM usage
+    WHERE lease_id IS NOT NULL
+    GROUP BY lease_id
+)
+
+SELECT
+    'lease ' || COALESCE(charged.lease_id, paid.lease_id) AS subject,
+    COALESCE(charged.amount, 0) AS expected,
+    COALESCE(paid.amount, 0) AS actual
+FROM charged
+FULL JOIN paid
+    ON charged.lease_id = paid.lease_id
+WHERE COALESCE(charged.amount, 0) <> COALESCE(paid.amount, 0);
+
+-- name: recovery_equals_expired_leases
+-- What lies in recovery, against what expired leases had left and nobody has claimed yet.
+WITH expired AS (
+    SELECT
+        customer_id,
+        asset,
+        SUM(amount) AS amount
+    FROM leases
+    WHERE state = 'recovering'
+    GROUP BY customer_id, asset
+),
+
+kept AS (
+    SELECT
+        owner,
+        asset,
+        credits_posted - debits_posted - debits_pending AS amount
+    FROM accounts
+    WHERE kind = 'lease_recovery'
+)
+
+SELECT
+    'customer ' || COALESCE(expired.customer_id, kept.owner) AS subject,
+    COALESCE(expired.amount, 0) AS expected,
+    COALESCE(kept.amount, 0) AS actual
+FROM expired
+FULL JOIN kept
+    ON expired.customer_id = kept.owner AND expired.asset = kept.asset
+WHERE COALESCE(expired.amount, 0) <> COALESCE(kept.amount, 0);
+
 -- name: resolutions_have_a_hold
 SELECT
     1 AS expected,
@@ -242,6 +339,59 @@ FROM transfers AS resolution
 LEFT JOIN transfers AS pending
     ON resolution.day = pending.day AND resolution.pending_id = pending.id AND pending.phase = 'pending'
 WHERE resolution.pending_id IS NOT NULL AND (pending.id IS NULL OR resolution.amount > pending.amount);
+
+-- name: recoveries_equal_transfers
+-- What was drawn from customers and lost by the operator, recovery by recovery, against the transfers that moved it.
+WITH claimed AS (
+    SELECT
+        day,
+        drawn_id AS id,
+        drawn_nano AS amount
+    FROM recoveries
+    WHERE drawn_id IS NOT NULL
+    UNION ALL
+    SELECT
+        day,
+        lost_id AS id,
+        lost_nano AS amount
+    FROM recoveries
+    WHERE lost_id IS NOT NULL
+),
+
+moved AS (
+    SELECT
+        day,
+        id,
+        amount
+    FROM transfers
+    WHERE phase = 'single' AND code IN ('recovered', 'loss')
+)
+
+SELECT
+    'transfer ' || COALESCE(claimed.id, moved.id) AS subject,
+    COALESCE(claimed.amount, -1) AS expected,
+    COALESCE(moved.amount, -1) AS actual
+FROM claimed
+FULL JOIN moved
+    ON claimed.day = moved.day AND claimed.id = moved.id
+WHERE claimed.amount IS DISTINCT FROM moved.amount;
+
+-- name: recovered_holds_had_expired
+-- A job is charged from its receipt only after its hold, or the lease that stood for it, gave the credit back.
+SELECT
+    1 AS expected,
+    0 AS actual,
+    'recovery of ' || recoveries.job_id AS subject
+FROM recoveries
+LEFT JOIN transfers AS pending
+    ON recoveries.hold_id = pending.id AND pending.phase = 'pending'
+LEFT JOIN transfers AS resolution
+    ON pending.day = resolution.day AND pending.id = resolution.pending_id
+LEFT JOIN leases
+    ON recoveries.hold_id = leases.lease_id
+WHERE
+    (pending.id IS NOT NULL AND resolution.phase IS DISTINCT FROM 'expire')
+    OR (leases.lease_id IS NOT NULL AND leases.state <> 'closed');
 
 -- name: charges_are_distributed
 -- Charges, against shares, fees and what waits in the rounding account.

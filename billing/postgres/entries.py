@@ -13,7 +13,7 @@ SQL = load_statements("queries.sql")
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of `transfers`; `amount` in nano of the accounts' asset."""
+    """One row of `transfers`; `amount` in nano of the accounts' asset. `lease_id` names the lease it belongs to."""
 
     day: dt.date
     id: uuid.UUID
@@ -24,6 +24,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     amount: int
     pending_id: uuid.UUID | None = None
     body_digest: bytes | None = None
+    lease_id: uuid.UUID | None = None
 
 
 class _Delta(msgspec.Struct):
@@ -40,6 +41,9 @@ class Entries:
     def __init__(self) -> None:
         self._transfers: list[Transfer] = []
         self._deltas: dict[int, _Delta] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._transfers or self._deltas)
 
     def add(self, transfer: Transfer) -> None:
         """A transfer that moves at once or reserves."""
@@ -83,6 +87,7 @@ class Entries:
             [row.credit for row in rows],
             [row.amount for row in rows],
             [row.body_digest for row in rows],
+            [row.lease_id for row in rows],
         )
         deltas = self._deltas
         await connection.execute(

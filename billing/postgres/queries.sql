@@ -1,7 +1,7 @@
 -- Statements of the ledger. Every array parameter is as long as its neighbours; days bound partitions.
 --
--- Order of locks, everywhere: open holds by id, then accounts by id, then inserts by id. A hold takes no lock on
--- open holds, so no cycle can form.
+-- Order of locks, everywhere: open holds or leases by id, then accounts by id, then inserts by id. A hold takes no lock
+-- on open holds, so no cycle can form.
 
 -- name: open_accounts
 -- Accounts of kinds $1, owners $2 and assets $3, where they are missing.
@@ -88,7 +88,7 @@ FOR UPDATE SKIP LOCKED;
 
 -- name: insert_transfers
 INSERT INTO transfers (
-    day, id, phase, code, pending_id, debit_account_id, credit_account_id, amount, body_digest
+    day, id, phase, code, pending_id, debit_account_id, credit_account_id, amount, body_digest, lease_id
 )
 SELECT
     entry.day,
@@ -99,12 +99,13 @@ SELECT
     entry.debit_account_id,
     entry.credit_account_id,
     entry.amount,
-    entry.body_digest
+    entry.body_digest,
+    entry.lease_id
 FROM
     UNNEST(
         $1::date[], $2::uuid[], $3::text[], $4::text[], $5::uuid[], $6::bigint[], $7::bigint[], $8::bigint[],
-        $9::bytea[]
-    ) AS entry (day, id, phase, code, pending_id, debit_account_id, credit_account_id, amount, body_digest)
+        $9::bytea[], $10::uuid[]
+    ) AS entry (day, id, phase, code, pending_id, debit_account_id, credit_account_id, amount, body_digest, lease_id)
 ORDER BY entry.id;
 
 -- name: insert_open_holds
@@ -188,12 +189,15 @@ FROM
 WHERE accounts.id = delta.id;
 
 -- name: read_balance
--- What customer $1 has in asset $2: no row when there is no such customer.
+-- What customer $1 has in asset $2: no row when there is no such customer. Held is what is reserved by holds and
+-- leases, and what expired leases left in recovery.
 SELECT
-    available.debits_pending AS held,
     leased.debits_posted AS spent,
+    available.debits_pending + COALESCE(recovery.credits_posted - recovery.debits_posted, 0) AS held,
     available.credits_posted - available.debits_posted - available.debits_pending AS available
 FROM accounts AS available
 INNER JOIN accounts AS leased
     ON available.owner = leased.owner AND available.asset = leased.asset AND leased.kind = 'customer_leased'
+LEFT JOIN accounts AS recovery
+    ON available.owner = recovery.owner AND available.asset = recovery.asset AND recovery.kind = 'lease_recovery'
 WHERE available.kind = 'customer_available' AND available.owner = $1 AND available.asset = $2;

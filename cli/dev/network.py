@@ -248,6 +248,7 @@ class Network:
             "COCOON_WORKER_NAME": name,
             "COCOON_WORKER_LISTEN": address,
             "COCOON_WORKER_CAPACITY": str(WORKER_CAPACITY),
+            "COCOON_WORKER_STATE": str(self._state.root / "receipts"),
             "COCOON_ENGINE": "xllamacpp",
             "COCOON_ENGINE_THREADS": str(WORKER_THREADS),
             "COCOON_SERVED_MODEL": MODEL,

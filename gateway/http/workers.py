@@ -1,4 +1,4 @@
-"""What worker agents call: enrolment with a worker key, heartbeats with the token it gave."""
+"""What worker agents call: enrolment with a worker key, heartbeats and receipts with the token it gave."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from litestar import Controller, Response, post
 from litestar.connection import Request
 
 from cocoon.enrolment import ENROL_PATH, HEARTBEAT_PATH, EnrolAnswer, EnrolRequest, Heartbeat
+from cocoon.receipt_batch import BATCH_BYTES_MAX, RECEIPTS_PATH, ReceiptBatch, ReceiptVerdicts
 from cocoon.ticket import ticket_key
 from gateway.errors import BodyTooLargeError, InvalidRequestError
 from gateway.http.access import worker_of
@@ -21,6 +22,7 @@ CONTROL_BYTES_MAX = 64 * 1024
 """Longest enrolment or heartbeat."""
 _enrol_decoder = msgspec.json.Decoder(EnrolRequest)
 _heartbeat_decoder = msgspec.json.Decoder(Heartbeat)
+_receipts_decoder = msgspec.json.Decoder(ReceiptBatch)
 log = structlog.get_logger()
 
 
@@ -54,10 +56,7 @@ class WorkersController(Controller):
     @post(HEARTBEAT_PATH, status_code=204)
     async def heartbeat(self, request: Request[Any, Any, Any], services: Services) -> None:
         """Note that a worker is alive and how loaded it is. 401 tells it to enrol again."""
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise HeartbeatRefusedError
-        claims = services.tokens.verify(token, services.clock.now())
+        claims = _claims(request, services)
         beat: Heartbeat = await _decoded(request, _heartbeat_decoder)
         if not await _is_enrolled(services, claims):
             raise HeartbeatRefusedError
@@ -65,6 +64,21 @@ class WorkersController(Controller):
             await services.heartbeats.publish(claims.worker_id, beat)
         except HeartbeatBusUnavailableError as error:
             log.warning("heartbeat_not_published", code=error.code)
+
+    @post(RECEIPTS_PATH, status_code=200)
+    async def receipts(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
+        """Judge delivered receipts. Who was enrolled when it signed may deliver, whether or not it still is."""
+        claims = _claims(request, services)
+        batch: ReceiptBatch = await _decoded(request, _receipts_decoder, BATCH_BYTES_MAX)
+        verdicts = await services.reconciler.judge(claims.worker_id, batch)
+        return Response(msgspec.json.encode(ReceiptVerdicts(verdicts)), media_type="application/json")
+
+
+def _claims(request: Request[Any, Any, Any], services: Services) -> TokenClaims:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise HeartbeatRefusedError
+    return services.tokens.verify(token, services.clock.now())
 
 
 async def _is_enrolled(services: Services, claims: TokenClaims) -> bool:
@@ -76,12 +90,14 @@ async def _is_enrolled(services: Services, claims: TokenClaims) -> bool:
     return any(w.worker_id == claims.worker_id and w.keyset_digest == claims.keyset_digest for w in stored)
 
 
-async def _decoded(request: Request[Any, Any, Any], decoder: msgspec.json.Decoder[Any]) -> Any:
+async def _decoded(
+    request: Request[Any, Any, Any], decoder: msgspec.json.Decoder[Any], bytes_max: int = CONTROL_BYTES_MAX
+) -> Any:
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > CONTROL_BYTES_MAX:
+    if length.isdecimal() and int(length) > bytes_max:
         raise BodyTooLargeError
     body = await request.body()
-    if len(body) > CONTROL_BYTES_MAX:
+    if len(body) > bytes_max:
         raise BodyTooLargeError
     try:
         return decoder.decode(body)

@@ -12,6 +12,7 @@ from cocoon.canonical import base64url, from_base64url
 from cocoon.clock import Clock
 from cocoon.errors import MalformedError
 from cocoon.openai import MAX_CHOICES, ChatRequest, decode_chat
+from cocoon.receipt_batch import STUB_CHARS_MAX
 from cocoon.ticket import Ticket
 from cocoon.tracing import Attribute, SpanRecord, Tracer
 from workers.agent import refusals
@@ -20,7 +21,7 @@ from workers.agent.asgi import GatewayGoneError, Receive, Scope, Send, header, r
 from workers.agent.engines.ports import Engine
 from workers.agent.exchange import Ending, Exchange, Job
 from workers.agent.keys import Identity
-from workers.agent.receipts import ReceiptShelf
+from workers.agent.receipt_store import ReceiptStore
 from workers.agent.refusals import RefusedError
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -42,7 +43,7 @@ class AgentApp:
         engine: Engine,
         clock: Clock,
         rng: random.Random,
-        shelf: ReceiptShelf,
+        store: ReceiptStore,
         tracer: Tracer,
         served_model: str,
         tee_type: str,
@@ -52,7 +53,7 @@ class AgentApp:
         self._engine = engine
         self._clock = clock
         self._rng = rng
-        self._shelf = shelf
+        self._store = store
         self._tracer = tracer
         self._served_model = served_model
         self._tee_type = tee_type
@@ -89,6 +90,8 @@ class AgentApp:
         try:
             ticket, ticket_bytes, identity = self._admission.authenticate(header(scope, hop.TICKET_HEADER))
             self._admission.check_room()
+            if not self._store.accepting:
+                raise RefusedError(refusals.RECEIPTS_FULL)
             if not self._engine.ready:
                 raise RefusedError(refusals.ENGINE_UNAVAILABLE)
             body = await read_body(scope, receive)
@@ -127,6 +130,8 @@ class AgentApp:
         return Job(
             ticket=ticket,
             ticket_bytes=ticket_bytes,
+            ticket_header=header(scope, hop.TICKET_HEADER) or "",
+            stub=_stub(header(scope, hop.STUB_HEADER)),
             identity=identity,
             body=body,
             request=request,
@@ -155,7 +160,7 @@ class AgentApp:
             job,
             engine=self._engine,
             clock=self._clock,
-            shelf=self._shelf,
+            store=self._store,
             tee_type=self._tee_type,
             seconds_max=self._job_s_max,
         )
@@ -188,6 +193,17 @@ class _StartWatcher:
     async def send(self, message: dict[str, object]) -> None:
         self.started = True
         await self._send(message)
+
+
+def _stub(given: str | None) -> str:
+    """The gateway's note of the attempt, opaque to us.
+
+    Raises:
+        RefusedError: longer than a stub can be.
+    """
+    if given is not None and len(given) > STUB_CHARS_MAX:
+        raise RefusedError(refusals.BAD_TICKET)
+    return given or ""
 
 
 def _completion_max(ticket: Ticket, request: ChatRequest) -> int:

@@ -32,12 +32,15 @@ from workers.agent.engines.ports import (
     Generation,
 )
 from workers.agent.keys import Identity
-from workers.agent.receipts import ReceiptShelf, SignedReceipt
+from workers.agent.receipt_store import KeptReceipt, ReceiptStore
+from workers.agent.receipts import SignedReceipt
 from workers.agent.refusals import Refusal
 from workers.agent.sinks import Sink, StreamSink, UnarySink
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
+KEEP_S_MAX = 0.01
+"""How long a trailer waits for its receipt to be committed; a slow disk must not hold up an answer."""
 PROGRESS_EVERY_S = 0.1
 """Counts without data are sent at most this often."""
 RECEIPT_VERSION = 1
@@ -50,10 +53,15 @@ _INTERRUPTIONS = {DRAINED: refusals.DRAINING, TIMED_OUT: refusals.TIMED_OUT}
 
 
 class Job(msgspec.Struct, frozen=True):
-    """An admitted job. `salt` opens its commitments; `salt_is_ours` when the client brought none."""
+    """An admitted job. `salt` opens its commitments; `salt_is_ours` when the client brought none.
+
+    `ticket_header` and `stub` are kept with the receipt, exactly as they came.
+    """
 
     ticket: Ticket
     ticket_bytes: bytes
+    ticket_header: str
+    stub: str
     identity: Identity
     body: bytes
     request: ChatRequest
@@ -92,12 +100,12 @@ class Exchange:
     """Runs one job against one engine."""
 
     def __init__(
-        self, job: Job, *, engine: Engine, clock: Clock, shelf: ReceiptShelf, tee_type: str, seconds_max: float
+        self, job: Job, *, engine: Engine, clock: Clock, store: ReceiptStore, tee_type: str, seconds_max: float
     ) -> None:
         self._job = job
         self._engine = engine
         self._clock = clock
-        self._shelf = shelf
+        self._store = store
         self._tee_type = tee_type
         self._seconds_max = seconds_max
         self._call = EngineCall(
@@ -120,6 +128,7 @@ class Exchange:
         self._refusal: Refusal = refusals.ENGINE_FAILED
         self._failure: str = refusals.ENGINE_FAILED.code
         self._complete = False
+        self._last_frames = b""
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -137,8 +146,9 @@ class Exchange:
                     watcher.cancel()
         except* _InterruptedError as interruption:
             reasons = {error.reason for error in interruption.exceptions if isinstance(error, _InterruptedError)}
-        # An interruption in the very moment of completion finds the trailer already written.
+        # An interruption in the very moment of completion finds the receipt already signed.
         if self._complete:
+            await self._send_last(send)
             return self._ending("complete")
         if ABANDONED in reasons:
             return self._abandoned()
@@ -208,14 +218,21 @@ class Exchange:
     async def _finish(self, send: Send) -> None:
         usage = self._meter.usage
         last = hop.data_frame(self._sink.finish(usage))
-        signed = self._sign(usage, self._meter.finish_reason)
-        trailer = _trailer(signed, usage, self._meter.finish_reason)
         await self._open(send)
-        # From here on the answer counts as given: its receipt is signed and its last bytes are on their way.
+        # From here on the answer counts as given: its receipt is signed, once, and its last bytes are on their way.
         self._complete = True
+        signed, committed = self._sign(usage, self._meter.finish_reason)
+        trailer = _trailer(signed, usage, self._meter.finish_reason)
         counts = hop.progress_frame(usage) if usage != self._told else b""
-        frames = last + counts + hop.trailer_frame(trailer)
-        await send({"type": "http.response.body", "body": frames, "more_body": False})
+        self._last_frames = last + counts + hop.trailer_frame(trailer)
+        # First the worker's copy, then the gateway's: whatever dies in between, one of the two knows.
+        await asyncio.wait([committed], timeout=KEEP_S_MAX)
+        await self._send_last(send)
+
+    async def _send_last(self, send: Send) -> None:
+        frames, self._last_frames = self._last_frames, b""
+        if frames:
+            await send({"type": "http.response.body", "body": frames, "more_body": False})
 
     async def _open(self, send: Send) -> None:
         if self._head_sent:
@@ -235,7 +252,8 @@ class Exchange:
             await send_refusal(send, self._refusal, body_read=True)
             return
         nothing = TokenUsage()
-        trailer = _trailer(self._sign(nothing, self._failure), nothing, self._failure, failure=self._failure)
+        signed, _ = self._sign(nothing, self._failure)
+        trailer = _trailer(signed, nothing, self._failure, failure=self._failure)
         await send({"type": "http.response.body", "body": hop.trailer_frame(trailer), "more_body": False})
 
     def _abandoned(self) -> Ending:
@@ -245,7 +263,8 @@ class Exchange:
             self._sign(usage, ABANDONED)
         return self._ending("abandoned", finish_reason=ABANDONED)
 
-    def _sign(self, usage: TokenUsage, finish_reason: str) -> SignedReceipt:
+    def _sign(self, usage: TokenUsage, finish_reason: str) -> "tuple[SignedReceipt, asyncio.Future[None]]":
+        """The receipt, and when it is committed."""
         job = self._job
         body = ReceiptBody(
             v=RECEIPT_VERSION,
@@ -262,8 +281,14 @@ class Exchange:
             ended_ms=unix_ms(self._clock.now()),
         )
         signed = job.identity.signer.sign(job.ticket, job.ticket_bytes, body, usage)
-        self._shelf.keep(signed)
-        return signed
+        kept = KeptReceipt(
+            signed=signed,
+            ticket=job.ticket_header,
+            stub=job.stub,
+            keyset=job.identity.raw,
+            keyset_digest=job.identity.digest,
+        )
+        return signed, self._store.keep(kept)
 
     def _ending(self, outcome: str, *, finish_reason: str | None = None) -> Ending:
         return Ending(

@@ -63,6 +63,7 @@ class GatewayLink:
         self._rng = rng
         self._nudge = asyncio.Event()
         self._reachable = True
+        self._token: str | None = None
         self._client = httpx.AsyncClient(
             base_url=settings.gateway_url,
             timeout=CALL_S_MAX,
@@ -75,6 +76,10 @@ class GatewayLink:
     def report_soon(self) -> None:
         """Send the next heartbeat at once."""
         self._nudge.set()
+
+    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """POST with the token of the current enrolment; status 0 when there was no answer or is no enrolment."""
+        return await self._post(path, self._token, body) if self._token is not None else (0, b"")
 
     async def run(self) -> None:
         """Enrol when the engine is ready, then report until cancelled; enrol again whenever that is needed.
@@ -122,6 +127,7 @@ class GatewayLink:
             raise ForeignNetworkError
         identity.ticket_key = answer.ticket_key
         identity.global_id = answer.global_id
+        self._token = answer.token
         _log.info("worker_enrolled", worker_id=str(answer.worker_id), keyset=identity.digest.hex()[:16])
         return answer
 

@@ -25,7 +25,8 @@ from workers.agent.engines.sglang import SGLangEngine
 from workers.agent.engines.xllamacpp import XLlamaCppEngine
 from workers.agent.gateway_link import GatewayLink
 from workers.agent.keys import KeyRing, new_boot_id
-from workers.agent.receipts import ReceiptShelf
+from workers.agent.receipt_sender import ReceiptSender
+from workers.agent.receipt_store import ReceiptStore
 from workers.agent.settings import Settings
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -75,6 +76,7 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     """
     engine = new_engine(settings, clock, rng)
     keys = KeyRing(clock, new_boot_id(rng), settings.keyset_s)
+    store = ReceiptStore(settings.state_folder, settings.name, clock, grace_s=settings.receipt_grace_s)
     admission = Admission(clock, keys, settings.capacity)
     tracer = start_tracer(SERVICE, settings.otlp_endpoint, rng)
     app = AgentApp(
@@ -82,7 +84,7 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
         engine=engine,
         clock=clock,
         rng=rng,
-        shelf=ReceiptShelf(),
+        store=store,
         tracer=tracer,
         served_model=settings.served_model,
         tee_type=settings.tee_type,
@@ -91,13 +93,14 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     listener = _listen(settings)
     url = _public_url(settings, listener)
     link = GatewayLink(settings, url=url, keys=keys, admission=admission, engine=engine, rng=rng)
+    sender = ReceiptSender(store, link, rng, grace_s=settings.receipt_grace_s)
     server = _Server(_server_config(app, keys))
     signals = _Signals()
     _log.info("worker_listening", url=url, engine=engine.label, capacity=settings.capacity)
     try:
         async with asyncio.TaskGroup() as group:
             served = group.create_task(server.serve(sockets=[listener]))
-            helpers = [group.create_task(engine.run()), group.create_task(link.run())]
+            helpers = [group.create_task(helper.run()) for helper in (engine, link, sender)]
             await signals.first.wait()
             await _drain(settings, admission=admission, link=link, app=app, cut=signals.second)
             server.should_exit = True
@@ -113,6 +116,7 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     finally:
         signals.release()
         tracer.close()
+        await store.aclose()
     _log.info("worker_stopped")
 
 

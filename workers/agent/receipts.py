@@ -1,10 +1,9 @@
-"""Signs receipts, and keeps what was signed until the biller has it.
+"""Signs receipts.
 
 `seq` is dense per receipt key: a gap would look like a receipt held back, a repeat is slashable (PROTOCOL §4).
-Kept in memory for now, bounded; the durable store comes with the biller's acknowledgements.
+`workers.agent.receipt_store` keeps what was signed until the gateway has it.
 """
 
-import collections
 import hashlib
 import threading
 
@@ -15,8 +14,6 @@ from cocoon import receipt
 from cocoon.receipt import ReceiptBody, ReceiptHead
 from cocoon.ticket import Ticket
 from cocoon.usage import TokenUsage
-
-RECEIPTS_KEPT_MAX = 4096
 
 
 class SignedReceipt(msgspec.Struct, frozen=True):
@@ -62,18 +59,3 @@ class ReceiptSigner:
             signature = receipt.sign(self._key, head)
             self._seq += 1
         return SignedReceipt(head=head, signature=signature, body=raw_body, ticket=ticket_bytes)
-
-
-class ReceiptShelf:
-    """The last receipts, oldest dropped first."""
-
-    def __init__(self, kept_max: int = RECEIPTS_KEPT_MAX) -> None:
-        self._kept: collections.deque[SignedReceipt] = collections.deque(maxlen=kept_max)
-
-    def keep(self, signed: SignedReceipt) -> None:
-        """Remember a receipt."""
-        self._kept.append(signed)
-
-    def kept(self) -> tuple[SignedReceipt, ...]:
-        """What is remembered, oldest first."""
-        return tuple(self._kept)

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -52,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     Exactly one of `embedded` and `engine_url` is set. `engine_url` with `sglang_attached` speaks SGLang's own API,
     else only what every OpenAI-compatible server understands. `global_id` pins the chain; None takes the gateway's.
+    `state_folder` is where receipts are kept; None keeps them in memory.
     """
 
     gateway_url: str
@@ -75,6 +77,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float
     job_s_max: float
     keyset_s: int
+    state_folder: Path | None
+    receipt_grace_s: float
     global_id: int | None
     development: bool
     tee_type: str
@@ -129,6 +133,8 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         drain_s=source.number("COCOON_DRAIN_S", 30.0, 0.0, 3600.0),
         job_s_max=source.number("COCOON_JOB_S_MAX", 900.0, 1.0, 86400.0),
         keyset_s=source.integer("COCOON_KEYSET_S", KEYSET_SECONDS_MAX, 4, KEYSET_SECONDS_MAX),
+        state_folder=_state_folder(source, development=development),
+        receipt_grace_s=source.number("COCOON_RECEIPT_GRACE_S", 5.0, 0.05, 600.0),
         global_id=source.integer("COCOON_GLOBAL_ID", 0, -(2**31), 2**31 - 1)
         if source.text("COCOON_GLOBAL_ID")
         else None,
@@ -164,6 +170,17 @@ def _engine(source: "_Variables") -> tuple[EmbeddedEngine | None, str | None, bo
     attached = text.startswith("sglang+")
     url = _Variables({"COCOON_ENGINE": text.removeprefix("sglang+")}).url("COCOON_ENGINE")
     return None, url.removesuffix("/v1"), attached
+
+
+def _state_folder(source: "_Variables", *, development: bool) -> Path | None:
+    """Where receipts are kept: as told, else in the user's state folder (XDG), else, in development only, nowhere."""
+    told = source.text("COCOON_WORKER_STATE")
+    if told is not None or development:
+        return None if told is None else Path(told)
+    base, home = source.text("XDG_STATE_HOME"), source.text("HOME")
+    if base is None and home is None:
+        raise SettingsError("COCOON_WORKER_STATE is not set, and there is no HOME to keep receipts under")
+    return (Path(base) if base is not None else Path(str(home)) / ".local" / "state") / "cocoon"
 
 
 def _worker_key(source: "_Variables") -> Secret:

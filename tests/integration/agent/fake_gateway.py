@@ -26,6 +26,7 @@ from cocoon.enrolment import (
 )
 from cocoon.http1 import Connection, Head, request_bytes
 from cocoon.ids import WORKER_KEY_PREFIX, new_job_id, new_secret_key
+from cocoon.receipt_batch import RECEIPTS_PATH, ReceiptBatch, ReceiptVerdicts, Verdict
 from cocoon.ticket import Ticket, plain_request_digest, seal_ticket, ticket_key
 from cocoon.usage import TokenUsage
 
@@ -55,6 +56,9 @@ class FakeGateway:
         self.bearers: list[str] = []
         self.refuse_tokens = False
         self.enrol_status = 200
+        self.receipt_status = 200
+        self.verdict = Verdict.RECORDED
+        self.delivered: list[ReceiptBatch] = []
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -111,6 +115,12 @@ class FakeGateway:
                 return 401, b"{}"
             self.heartbeats.append(msgspec.json.decode(body, type=Heartbeat))
             return 200, b"{}"
+        if path == RECEIPTS_PATH:
+            if bearer != f"Bearer token-{len(self.enrolments)}" or self.receipt_status != 200:
+                return (401 if self.receipt_status == 200 else self.receipt_status), b"{}"
+            batch = msgspec.json.decode(body, type=ReceiptBatch)
+            self.delivered.append(batch)
+            return 200, msgspec.json.encode(ReceiptVerdicts((self.verdict,) * len(batch.receipts)))
         return 404, b"{}"
 
     async def peer(self, at: int = -1) -> "Peer":

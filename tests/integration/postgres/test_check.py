@@ -4,11 +4,18 @@ import uuid
 
 import pytest
 
+from billing.lease_store import LeaseAnswer
 from billing.postgres.check import CHECKS, broken_invariants
+from billing.postgres.leases import PostgresLeases
 from billing.postgres.ledger import PostgresLedger
-from billing.postgres.pool import Connection, Pool
+from billing.postgres.pool import Connection, Pool, acquired
+from billing.postgres.recoveries import Recoveries
 from cocoon.money import Amount
+from cocoon.receipt_batch import Verdict
+from gateway.recovery import verify
+from tests.lease_store_conformance import change, row
 from tests.ledger_values import hold_request, job_id, settlement
+from tests.receipt_values import GLOBAL_ID, SECRET, Signer
 
 WITHOUT_TRIGGERS = "SET session_replication_role = replica; "
 TAMPERINGS = {
@@ -24,12 +31,17 @@ TAMPERINGS = {
     "resolutions_have_a_hold": "DELETE FROM transfers WHERE phase = 'pending'",
     "charges_are_distributed": "DELETE FROM transfers WHERE code = 'fee'",
     "numerators_equal_usage": "UPDATE usage SET numerator = numerator + 1",
+    "leases_tie_to_pending_transfers": "UPDATE leases SET amount = amount + 1 WHERE state = 'active'",
+    "lease_posts_equal_usage": "UPDATE usage SET charge_nano = charge_nano + 1 WHERE lease_id IS NOT NULL",
+    "recovery_equals_expired_leases": "UPDATE leases SET amount = amount + 1 WHERE state = 'recovering'",
+    "recoveries_equal_transfers": "UPDATE transfers SET amount = amount + 1 WHERE code = 'recovered'",
+    "recovered_holds_had_expired": "DELETE FROM transfers WHERE phase = 'expire'",
     "nobody_is_off_by_a_nano": "UPDATE accounts SET numerator = numerator + 1000000 WHERE kind = 'customer_leased'",
 }
 
 
 async def seed_books(pool: Pool) -> None:
-    """A settled job, a voided one and an open hold."""
+    """A settled job, a voided one, an open hold, and one recovered from its receipt."""
     async with PostgresLedger(pool) as ledger:
         customer = uuid.uuid4()
         await ledger.deposit(job_id(), customer, Amount(100_000))
@@ -38,6 +50,35 @@ async def seed_books(pool: Pool) -> None:
             await ledger.hold(request)
         await ledger.settle(settlement(settled.job_id, customer, worker=uuid.uuid4()))
         await ledger.void(voided.job_id, customer)
+        await recover_one(pool, ledger, customer)
+        await lease_two(pool, ledger)
+
+
+async def lease_two(pool: Pool, ledger: PostgresLedger) -> None:
+    """A lease that has paid, and one in recovery."""
+    customer, store = uuid.uuid4(), PostgresLeases(pool, "")
+    await ledger.deposit(job_id(), customer, Amount(100_000))
+    for _ in range(2):
+        asked = change(customer, need_min_nano=20_000, need_nano=20_000)
+        [answer] = await store.change([asked])
+        assert isinstance(answer, LeaseAnswer)
+        await store.flush([row(customer, asked, answer.fence)])
+    async with acquired(pool) as connection:
+        await connection.execute(
+            "UPDATE leases SET expires_at = now() - interval '1 s' WHERE lease_id = $1", asked.lease_id
+        )
+    assert await store.sweep(10, 900) == 1
+
+
+async def recover_one(pool: Pool, ledger: PostgresLedger, customer: uuid.UUID) -> None:
+    lost, signer = hold_request(customer, 200), Signer()
+    await ledger.hold(lost)
+    async with acquired(pool) as connection:
+        await connection.execute("UPDATE open_holds SET expires_at = now() - interval '1 s' WHERE id = $1", lost.job_id)
+    await ledger.expire_due(10)
+    receipt = signer.delivered(signer.ticket(job=lost.job_id), customer)
+    claim = verify(receipt, [signer.raw], signer.worker_id, SECRET, global_id=GLOBAL_ID)
+    assert await Recoveries(pool, PostgresLeases(pool, "")).reconcile([claim]) == [Verdict.RECOVERED]
 
 
 def test_every_invariant_has_its_tampering() -> None:

@@ -12,6 +12,7 @@ import pytest
 from cocoon import hop
 from cocoon.clock import ManualClock
 from cocoon.receipt import ReceiptHead
+from cocoon.receipt_batch import DeliveredReceipt
 from cocoon.ticket import plain_request_digest, seal_ticket
 from cocoon.tracing import start_tracer
 from cocoon.usage import TokenUsage
@@ -20,7 +21,7 @@ from workers.agent.admission import Admission
 from workers.agent.app import AgentApp
 from workers.agent.engines.ports import Dialect, EngineCall, Load
 from workers.agent.keys import KeyRing
-from workers.agent.receipts import ReceiptShelf
+from workers.agent.receipt_store import KeptReceipt, ReceiptStore
 
 KEY = b"k" * 32
 RAW = msgspec.json.encode({**CHAT, "stream": True})
@@ -70,11 +71,11 @@ class Bench:
         keys = KeyRing(clock, b"b" * 16)
         keys.current.ticket_key, keys.current.global_id = KEY, -217
         self.admission = Admission(clock, keys, 1)
-        self.shelf = ReceiptShelf()
+        self.store = ReceiptStore(None, "w", clock, grace_s=0)
         self.sent: list[dict[str, Any]] = []
         rng = random.Random(1)
         self.app = AgentApp(
-            admission=self.admission, engine=engine, clock=clock, rng=rng, shelf=self.shelf,
+            admission=self.admission, engine=engine, clock=clock, rng=rng, store=self.store,
             tracer=start_tracer("agent", None, rng), served_model="m", tee_type="none", job_s_max=5.0,
         )  # fmt: skip
 
@@ -93,10 +94,18 @@ class Bench:
         header = seal_ticket(KEY, ticket(1, request_digest=plain_request_digest(RAW)))
         scope = {
             "type": "http", "method": "POST", "path": hop.JOB_PATH,
-            "headers": [(hop.TICKET_HEADER.encode(), header.encode())],
+            "headers": [
+                (hop.TICKET_HEADER.encode(), header.encode()), (hop.STUB_HEADER.encode(), b"the gateway's own"),
+            ],
         }  # fmt: skip
         async with asyncio.timeout(10):
             await self.app(scope, receive, send)
+
+    async def kept(self) -> list[DeliveredReceipt]:
+        """What the store would send; closes it."""
+        due = await self.store.due(100)
+        await self.store.aclose()
+        return list(due.batch.receipts) if due is not None else []
 
     @property
     def statuses(self) -> list[int]:
@@ -123,10 +132,11 @@ async def test_a_receipt_for_what_was_generated_is_kept_when_the_gateway_leaves(
         await _until(lambda: sum(message["type"] == "http.response.body" for message in bench.sent) == 2)
 
     await bench.run(leave_after_three)
-    (kept,) = bench.shelf.kept()
+    (kept,) = await bench.kept()
     assert ReceiptHead.decode(kept.head).usage == TokenUsage(completion=3)
     assert msgspec.json.decode(kept.body)["finish_reason"] == "abort"
-    assert kept.ticket == ticket(1, request_digest=plain_request_digest(RAW)).encode()
+    made = ticket(1, request_digest=plain_request_digest(RAW))
+    assert (kept.ticket, kept.stub) == (seal_ticket(KEY, made), "the gateway's own")
     assert (engine.generation.aborted, bench.admission.running) == (1, 0)
 
 
@@ -138,14 +148,14 @@ async def test_nothing_generated_leaves_no_receipt() -> None:
         return
 
     await bench.run(leave_at_once)
-    assert (bench.shelf.kept(), bench.sent) == ((), [])
+    assert (await bench.kept(), bench.sent) == ([], [])
     assert (engine.generation.aborted, bench.admission.running) == (1, 0)
 
 
 async def test_every_receipt_of_a_broken_answer_claims_nothing() -> None:
     bench = Bench(StubEngine(TOKEN, b""))
     await bench.run(_never)
-    (kept,) = bench.shelf.kept()
+    (kept,) = await bench.kept()
     assert ReceiptHead.decode(kept.head).usage == TokenUsage()
     assert msgspec.json.decode(kept.body)["finish_reason"] == "engine_failed"
 
@@ -161,6 +171,7 @@ async def test_a_defect_costs_its_own_job_only(
     assert not any(message.get("more_body") is False for message in bench.sent[1:] if bench.statuses == [200])
     assert (engine.generation.aborted, bench.admission.running) == (1, 0)
     assert "job_crashed" in capsys.readouterr().out
+    assert await bench.kept() == []
 
 
 async def test_a_completion_and_a_departure_at_once_count_as_complete() -> None:
@@ -171,6 +182,69 @@ async def test_a_completion_and_a_departure_at_once_count_as_complete() -> None:
         await _until(lambda: any(message.get("more_body") is False for message in bench.sent))
 
     await bench.run(leave_with_the_end)
-    (kept,) = bench.shelf.kept()
+    (kept,) = await bench.kept()
     assert ReceiptHead.decode(kept.head).usage == TokenUsage(completion=1)
     assert msgspec.json.decode(kept.body)["finish_reason"] == "stop"
+
+
+END = b"data: " + chunk(choice(0, finish="stop")) + b"\n\ndata: [DONE]\n\n"
+
+
+def _ended(bench: Bench) -> bool:
+    return any(message.get("more_body") is False for message in bench.sent)
+
+
+async def test_the_receipt_is_committed_before_the_gateway_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(StubEngine(TOKEN, END))
+    keep, told_before = bench.store.keep, [True]
+
+    def keep_and_look(receipt: KeptReceipt) -> "asyncio.Future[None]":
+        committed = keep(receipt)
+        committed.add_done_callback(lambda _: told_before.append(_ended(bench)))
+        return committed
+
+    monkeypatch.setattr(bench.store, "keep", keep_and_look)
+    await bench.run(_never)
+    assert _ended(bench)
+    assert told_before == [True, False]
+    assert len(await bench.kept()) == 1
+
+
+async def test_a_slow_disk_holds_up_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(StubEngine(TOKEN, END))
+    monkeypatch.setattr(bench.store, "keep", lambda _: asyncio.get_running_loop().create_future())
+    await bench.run(_never)
+    assert _ended(bench)
+    await bench.store.aclose()
+
+
+async def test_a_gateway_that_leaves_while_the_receipt_is_written_gets_one_receipt_not_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(StubEngine(TOKEN, END))
+    keep, left = bench.store.keep, asyncio.Event()
+
+    def keep_and_leave(receipt: KeptReceipt) -> "asyncio.Future[None]":
+        keep(receipt)
+        left.set()
+        return asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(bench.store, "keep", keep_and_leave)
+
+    async def leave() -> None:
+        await left.wait()
+
+    await bench.run(leave)
+    (kept,) = await bench.kept()
+    assert ReceiptHead.decode(kept.head).usage == TokenUsage(completion=1)
+    assert msgspec.json.decode(kept.body)["finish_reason"] == "stop"
+    assert _ended(bench)
+
+
+async def test_a_job_whose_receipt_might_find_no_room_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(StubEngine(TOKEN, END))
+    monkeypatch.setattr(ReceiptStore, "accepting", False)
+    await bench.run(_never)
+    assert bench.statuses == [503]
+    assert b'"receipts_full"' in bench.sent[1]["body"]
+    assert await bench.kept() == []

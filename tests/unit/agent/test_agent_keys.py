@@ -13,7 +13,6 @@ from cocoon.receipt import ReceiptBody, ReceiptHead
 from cocoon.usage import TokenUsage
 from tests.unit.agent.agent_values import ticket
 from workers.agent.keys import Identity, KeyRing
-from workers.agent.receipts import ReceiptShelf, SignedReceipt
 
 
 @pytest.fixture
@@ -81,13 +80,6 @@ def test_usage_above_the_ticket_is_never_signed(clock: ManualClock) -> None:
     signer = Identity(clock, b"b" * 16).signer
     with pytest.raises(AssertionError):
         signer.sign(ticket(1, max_completion=3), b"t", _body(), TokenUsage(completion=4))
-
-
-def test_the_shelf_keeps_the_newest() -> None:
-    shelf = ReceiptShelf(2)
-    for name in (b"a", b"b", b"c"):
-        shelf.keep(SignedReceipt(head=name, signature=b"", body=b"", ticket=b""))
-    assert [one.head for one in shelf.kept()] == [b"b", b"c"]
 
 
 def test_resumption_cannot_carry_an_old_certificate_past_its_keyset(clock: ManualClock) -> None:

@@ -25,6 +25,8 @@ INTERNAL = {
     "IdentityError", "MalformedError", "ModelNotFoundError", "RefusedError", "TransportError",
     # Books that contradict what we asked of them: our mistake, and nothing that a client could do better.
     "DuplicateRecordError", "HoldClosedError", "RecordRefusedError", "TransferConflictError", "UnknownCustomerError",
+    # Between the journal and its leases; the settler and the recovery judge them.
+    "LeaseActiveError", "LeaseExhaustedError", "LeaseLostError",
     # Start-up and commands; the gateway does not serve then.
     "KeyNameTakenError", "KeyUnknownError", "MigrationError", "SettingsError",
 }  # fmt: skip

@@ -1,0 +1,311 @@
+"""Keeps signed receipts in SQLite until the gateway has judged them: the second copy of what is owed.
+
+One file, one thread, one transaction for whatever waits (a group commit): the event loop only ever hands over and is
+told. In WAL mode with `synchronous = NORMAL` a commit survives the death of this process in any way; a power cut can
+take what came after the last checkpoint, which runs within `CHECKPOINT_S`. A flush to disk for each answer would cost
+more than it saves: a receipt is needed only when the gateway loses its own copy in the same moment.
+
+The store is bounded. What the gateway has judged is kept for `ACKNOWLEDGED_S_MAX` and goes first when room is needed;
+what it has not judged is never dropped: when that fills the store, or the disk refuses, the agent takes no more jobs.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import msgspec
+import structlog
+
+from cocoon.clock import Clock, unix_ms
+from cocoon.errors import CocoonError
+from cocoon.receipt_batch import DeliveredReceipt, ReceiptBatch, Verdict
+from cocoon.sql import named_statements
+from workers.agent.receipts import SignedReceipt
+
+GRACE_S = 5.0
+"""How long after its job a receipt is sent: by then the gateway has settled by itself."""
+ROWS_MAX = 200_000
+"""About 300 MB. Receipts that the gateway has not judged yet, plus acknowledged ones where there is room."""
+RESERVED_ROWS = 8192
+"""Room for the jobs that run when the store fills up: at least twice the largest capacity."""
+ACKNOWLEDGED_S_MAX = 24 * 3600
+COMMIT_ROWS_MAX = 256
+"""Rows of one transaction: about 2 ms."""
+CHECKPOINT_S = 1.0
+RETRY_S = 1.0
+"""After a failed write."""
+BATCH_BYTES_MAX = 512 * 1024
+"""Of receipts sent together, before their encoding makes them a third larger."""
+BATCH_KEYSETS_MAX = 8
+
+_SQL = named_statements(files("workers.agent").joinpath("receipts.sql").read_text(encoding="utf-8"))
+_log: structlog.stdlib.BoundLogger = structlog.get_logger()
+Answer = TypeVar("Answer")
+
+
+class ReceiptStoreError(CocoonError):
+    """The receipts cannot be kept where they should be."""
+
+    code: ClassVar[str] = "receipt_store_unusable"
+
+
+class KeptReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """A receipt with all that its judge needs: the headers of its job, and the keyset that signed it."""
+
+    signed: SignedReceipt
+    ticket: str
+    stub: str
+    keyset: bytes
+    keyset_digest: bytes
+
+
+class DueReceipts(msgspec.Struct, frozen=True, kw_only=True):
+    """Receipts to be sent together: their row ids, how often each was sent before, and the batch."""
+
+    ids: tuple[int, ...]
+    tries: tuple[int, ...]
+    batch: ReceiptBatch
+
+
+class ReceiptStore:
+    """One agent's receipts. `folder` None keeps them in memory: they then live as long as the process.
+
+    Raises:
+        ReceiptStoreError: the file cannot be opened, or another agent has it open.
+    """
+
+    def __init__(
+        self, folder: Path | None, name: str, clock: Clock, *, grace_s: float = GRACE_S, rows_max: int = ROWS_MAX
+    ) -> None:
+        self._clock = clock
+        self._grace_ms = int(grace_s * 1000)
+        self._rows_max = rows_max
+        self._reserved = min(RESERVED_ROWS, rows_max // 2)
+        self._connection = _open(folder, name)
+        self._executor = ThreadPoolExecutor(1, "receipts")
+        self._queue: list[tuple[KeptReceipt, int, asyncio.Future[None]]] = []
+        self._writing = False
+        self._failing = False
+        self._closed = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._checkpointed = clock.monotonic()
+        self._unflushed = False
+        self._rows: int = self._connection.execute(_SQL["count_all"]).fetchone()[0]
+        self._unacknowledged: int = self._connection.execute(_SQL["count_unacknowledged"]).fetchone()[0]
+
+    @property
+    def unacknowledged(self) -> int:
+        """Receipts that the gateway has not judged yet."""
+        return self._unacknowledged
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the receipt of one more job is sure to find room."""
+        return not self._failing and self._unacknowledged + self._reserved < self._rows_max
+
+    def keep(self, receipt: KeptReceipt) -> "asyncio.Future[None]":
+        """Hand over a receipt, to be sent after the grace. The future is done when it is committed."""
+        committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((receipt, unix_ms(self._clock.now()) + self._grace_ms, committed))
+        self._unacknowledged += 1
+        self._write()
+        return committed
+
+    async def due(self, limit: int) -> DueReceipts | None:
+        """Up to `limit` receipts whose time has come, oldest first; None when there is none."""
+        rows = await self._run(lambda: self._list_due(unix_ms(self._clock.now()), limit))
+        return _due(rows) if rows else None
+
+    async def acknowledge(self, ids: Sequence[int], verdicts: Sequence[Verdict]) -> None:
+        """Note final verdicts; these receipts are not sent again."""
+        now = unix_ms(self._clock.now())
+        rows = [_bound(now, verdict.value, row) for row, verdict in zip(ids, verdicts, strict=True)]
+        await self._run(lambda: self._transact([("acknowledge", rows)]))
+        self._unacknowledged -= len(rows)
+        await self._run(lambda: self._forget(now))
+
+    async def postpone(self, ids: Sequence[int], seconds: Sequence[float]) -> None:
+        """Send these again, each after its seconds."""
+        now = unix_ms(self._clock.now())
+        rows = [_bound(now + int(wait * 1000), row) for row, wait in zip(ids, seconds, strict=True)]
+        await self._run(lambda: self._transact([("postpone", rows)]))
+
+    async def aclose(self) -> None:
+        """Commit what waits, and close the file."""
+        while (self._queue or self._writing) and not self._failing:
+            await self._run(lambda: None)
+            await asyncio.sleep(0)
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._queue:
+            _log.error("receipts_not_kept", count=len(self._queue))
+        await self._run(self._connection.close)
+        self._executor.shutdown(wait=True)
+
+    # The event loop's side
+
+    def _write(self) -> None:
+        """Start a transaction with what waits, unless one is under way: the next one takes the rest."""
+        self._retry = None
+        if self._writing or not self._queue or self._closed:
+            return
+        self._writing = True
+        batch, self._queue = self._queue[:COMMIT_ROWS_MAX], self._queue[COMMIT_ROWS_MAX:]
+        now = unix_ms(self._clock.now())
+        work = asyncio.get_running_loop().run_in_executor(self._executor, lambda: self._insert(batch, now))
+        work.add_done_callback(lambda done: self._written(batch, done))
+
+    def _written(
+        self, batch: list[tuple[KeptReceipt, int, "asyncio.Future[None]"]], done: "asyncio.Future[None]"
+    ) -> None:
+        self._writing = False
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            # Kept in memory and tried again; meanwhile no new job is taken.
+            if not self._failing:
+                _log.error("receipts_write_failed", error=str(error), waiting=len(batch) + len(self._queue))
+            self._failing = True
+            self._queue = batch + self._queue
+            if not self._closed:
+                self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._write)
+            return
+        self._failing = False
+        for _, _, committed in batch:
+            if not committed.done():
+                committed.set_result(None)
+        self._write()
+
+    async def _run(self, work: Callable[[], Answer]) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    # The thread's side
+
+    def _insert(self, batch: list[tuple[KeptReceipt, int, "asyncio.Future[None]"]], now: int) -> None:
+        keysets = {receipt.keyset_digest: receipt.keyset for receipt, _, _ in batch}
+        self._transact([
+            ("put_keyset", [_bound(digest, raw) for digest, raw in keysets.items()]),
+            ("insert_receipt", [_receipt_row(receipt, now, due_at) for receipt, due_at, _ in batch]),
+        ])  # fmt: skip
+        self._rows += len(batch)
+        if self._rows > self._rows_max:
+            self._forget(now)
+        self._unflushed = True
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Flush to the disk what was committed."""
+        if self._unflushed and self._clock.monotonic() - self._checkpointed >= CHECKPOINT_S:
+            self._checkpointed = self._clock.monotonic()
+            self._unflushed = False
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _list_due(self, now: int, limit: int) -> list[tuple[object, ...]]:
+        self._checkpoint()
+        return self._connection.execute(_SQL["list_due"], _bound(now, limit)).fetchall()
+
+    def _transact(self, work: list[tuple[str, list[dict[str, object]]]]) -> int:
+        """Run statements for many rows each, all or nothing; returns how many rows the last one changed."""
+        changed = 0
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for name, rows in work:
+                changed = self._connection.executemany(_SQL[name], rows).rowcount
+            self._connection.execute("COMMIT")
+        except sqlite3.Error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        return changed
+
+    def _forget(self, now: int) -> None:
+        """Make room: what was acknowledged long ago, then, above the limit, what was acknowledged first."""
+        old = self._transact([("forget_old", [_bound(now - ACKNOWLEDGED_S_MAX * 1000)])])
+        self._rows -= old
+        excess = self._rows - self._rows_max
+        if excess > 0:
+            # A hundredth more, so that a full store does not forget one by one.
+            limit = excess + self._rows_max // 100
+            self._rows -= self._transact([("forget_excess", [_bound(limit)])])
+        if old:
+            self._transact([("forget_keysets", [_bound()])])
+
+
+def _open(folder: Path | None, name: str) -> sqlite3.Connection:
+    """The database, ours alone: a second agent on it would deliver our receipts as its own.
+
+    Only this module's thread uses the connection once it is open.
+    """
+    try:
+        if folder is None:
+            connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        else:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = folder / f"receipts-{name}.sqlite3"
+            path.touch(mode=0o600)
+            connection = sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
+        try:
+            for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = NORMAL"):
+                connection.execute(f"PRAGMA {pragma}")
+            for statement in ("create_keysets", "create_receipts", "create_due_index", "create_acknowledged_index"):
+                connection.execute(_SQL[statement])
+        except sqlite3.Error:
+            connection.close()
+            raise
+    except (OSError, sqlite3.Error) as error:
+        raise ReceiptStoreError(f"receipts cannot be kept in {folder}: {error}") from error
+    return connection
+
+
+def _bound(*values: object) -> dict[str, object]:
+    """Values of `$1`, `$2`, ... as SQLite binds them: by name."""
+    return {str(number): value for number, value in enumerate(values, 1)}
+
+
+def _receipt_row(receipt: KeptReceipt, now: int, due_at: int) -> dict[str, object]:
+    signed = receipt.signed
+    return _bound(
+        receipt.keyset_digest, receipt.ticket, receipt.stub, signed.head, signed.signature, signed.body, now, due_at
+    )
+
+
+def _due(rows: Sequence[tuple[object, ...]]) -> DueReceipts:
+    """As many rows as fit into one batch."""
+    keysets: dict[bytes, int] = {}
+    ids: list[int] = []
+    tries: list[int] = []
+    receipts: list[DeliveredReceipt] = []
+    size = 0
+    for row in rows:
+        due = msgspec.convert(row, _DueRow)
+        size += len(due.ticket) + len(due.stub) + len(due.head) + len(due.signature) + len(due.body)
+        if receipts and (size > BATCH_BYTES_MAX or (due.keyset not in keysets and len(keysets) >= BATCH_KEYSETS_MAX)):
+            break
+        ids.append(due.id)
+        tries.append(due.tries)
+        receipts.append(
+            DeliveredReceipt(
+                keyset=keysets.setdefault(due.keyset, len(keysets)), ticket=due.ticket, stub=due.stub, head=due.head,
+                signature=due.signature, body=due.body,
+            )
+        )  # fmt: skip
+    return DueReceipts(
+        ids=tuple(ids), tries=tuple(tries), batch=ReceiptBatch(keysets=tuple(keysets), receipts=tuple(receipts))
+    )
+
+
+class _DueRow(msgspec.Struct, frozen=True, array_like=True):
+    """Columns in the order of `list_due`."""
+
+    id: int
+    tries: int
+    ticket: str
+    stub: str
+    head: bytes
+    signature: bytes
+    body: bytes
+    keyset: bytes
