@@ -78,7 +78,7 @@ async def test_a_failing_migration_leaves_nothing_of_itself_and_keeps_those_befo
 
 async def test_keys_of_the_previous_release_fall_to_their_customers_default_project(empty_database_url: str) -> None:
     known = load_migrations()
-    before = [migration for migration in known if migration.version < 7]
+    before = [migration for migration in known if migration.version < 8]
     insert = "INSERT INTO api_keys (id, customer_id, name, sha256, prefix, role) VALUES ($1, $2, $3, $4, 'sk', $5)"
     customers = [uuid.uuid4(), uuid.uuid4()]
     connection = await asyncpg.connect(empty_database_url)
