@@ -190,15 +190,17 @@ class Stack:
 
     async def start_worker(self, name: str, engine: ScriptedEngine, **environment: str) -> subprocess.Popen[bytes]:
         """A real agent in front of a scripted engine, once the gateway routes to it."""
-        env = {
+        process = self.start(name, ["worker"], self.worker_environment(name, engine, **environment))
+        await self.until_workers(sum(1 for p in self._processes if p.poll() is None) - 1)
+        return process
+
+    def worker_environment(self, name: str, engine: ScriptedEngine, **environment: str) -> dict[str, str]:
+        return {
             "COCOON_ENV": "development", "COCOON_GATEWAY_URL": f"http://127.0.0.1:{self.port}",
             "COCOON_WORKER_KEY": self.worker_key, "COCOON_WORKER_NAME": name, "COCOON_WORKER_LISTEN": "127.0.0.1:0",
             "COCOON_WORKER_CAPACITY": "64", "COCOON_ENGINE": engine.url.removesuffix("/v1"),
             "COCOON_SERVED_MODEL": MODEL, "COCOON_CONTEXT_TOKENS": "8192", "COCOON_DRAIN_S": "5", **environment,
         }  # fmt: skip
-        process = self.start(name, ["worker"], env)
-        await self.until_workers(sum(1 for p in self._processes if p.poll() is None) - 1)
-        return process
 
     async def until_workers(self, count: int) -> None:
         """Wait until every gateway process routes to `count` workers (asked often enough to have met each)."""
