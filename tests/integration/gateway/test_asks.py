@@ -139,7 +139,9 @@ async def test_an_ask_changes_while_streams_go_on_and_nothing_restarts(stack: St
 
 async def test_an_ask_above_the_price_is_refused_unless_the_price_will_do(stack: Stack) -> None:
     await stack.start_gateway(upstream=False)
-    stack.start("dear", ["worker"], stack.worker_environment("dear", stack.engine, COCOON_WORKER_ASK="0.001/0.003"))
+    stack.start(
+        "dear", ["worker"], stack.worker_environment("dear", stack.engine) | {"COCOON_WORKER_ASK": "0.001/0.003"}
+    )
     await stack.until_true(
         lambda: asyncio.to_thread(stack.log, "dear"),
         lambda log: "ask_refused" in log and "above the network's price of 1000000 nano" in log,
@@ -148,9 +150,8 @@ async def test_an_ask_above_the_price_is_refused_unless_the_price_will_do(stack:
     async with ScriptedEngine() as second:
         stack.start(
             "modest", ["worker"],
-            stack.worker_environment(
-                "modest", second, COCOON_WORKER_ASK="0.001/0.003", COCOON_WORKER_ASK_OR_CEILING="1"
-            ),
+            stack.worker_environment("modest", second)
+            | {"COCOON_WORKER_ASK": "0.001/0.003", "COCOON_WORKER_ASK_OR_CEILING": "1"},
         )  # fmt: skip
         await stack.until_workers(1)
         answer = await answered(stack, chat(max_tokens=5))
