@@ -80,6 +80,8 @@ class Code(enum.StrEnum):
     SHARE = "share"
     FEE = "fee"
     DEPOSIT = "deposit"
+    CREDIT = "credit"
+    REVERSAL = "reversal"
     RECOVERED = "recovered"
     LOSS = "loss"
 
@@ -195,9 +197,9 @@ def body_digest(body: HoldRequest | Settlement | tuple[str, uuid.UUID, Amount]) 
         raise RecordRefusedError("a text is not valid Unicode") from error
 
 
-def deposit_digest(customer_id: uuid.UUID, amount: Amount) -> bytes:
-    """The body digest of a deposit."""
-    return body_digest((Code.DEPOSIT.value, customer_id, amount))
+def movement_digest(code: Code, customer_id: uuid.UUID, amount: Amount) -> bytes:
+    """The body digest of a deposit, a credit or a reversal."""
+    return body_digest((code.value, customer_id, amount))
 
 
 def resolution_id(job_id: uuid.UUID) -> uuid.UUID:
