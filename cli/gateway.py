@@ -21,8 +21,8 @@ from granian.http import HTTP1Settings
 from cli.process import die_with_parent
 from gateway.settings import Settings, read_settings
 
-KILL_MARGIN_S = 15
-"""Beyond the drain, before granian kills: more than `gateway/stopping.py` takes to end exchanges and settle (13 s)."""
+KILL_MARGIN_S = 16
+"""Beyond the drain, before granian kills: more than `gateway/stopping.py` takes to end exchanges and settle (14 s)."""
 BACKLOG = 2048
 """Connections waiting in the kernel, per process; the system's own maximum may be lower."""
 CONNECTION_SHARE = 2
