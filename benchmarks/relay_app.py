@@ -71,7 +71,8 @@ async def _open(settings: Settings) -> AsyncGenerator[Services]:
         # No request of the benchmark has an idempotency key, so nobody asks that store.
         pipeline = Pipeline(
             keys=keys, limiter=LocalLimiter(clock), ledger=ledger, prices=prices, attempts=attempts, settler=settler,
-            idempotency=Idempotency(cast("ClaimStore", None), clock), tracer=start_tracer("bench", None, rng), clock=clock, rng=rng, limits=limits,
+            idempotency=Idempotency(cast("ClaimStore", None), clock),
+            tracer=start_tracer("bench", None, rng), clock=clock, rng=rng, limits=limits,
         )  # fmt: skip
         services = Services.__new__(Services)
         services.settings, services.clock, services.keys, services.prices = settings, clock, keys, prices

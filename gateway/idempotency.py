@@ -67,7 +67,8 @@ SWEEP_MAX = 500
 SWEEPS_MAX = 20
 """Sweeps in a row, of so many rows each; every process sweeps as often as it renews."""
 CLOSE_S_MAX = 1.0
-_KEY_FORM = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+KEY_BYTES_MAX = 255
+_KEY_FORM = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,%d}[\x21-\x7e])?" % (KEY_BYTES_MAX - 2))
 
 log = structlog.get_logger()
 
@@ -252,7 +253,8 @@ class Idempotency:
         key = call.idempotency_key
         if key is None or _KEY_FORM.fullmatch(key) is None:
             raise InvalidRequestError(
-                "Idempotency-Key must be 1 to 255 printable ASCII characters.", code="invalid_idempotency_key"
+                f"Idempotency-Key must be 1 to {KEY_BYTES_MAX} printable ASCII characters.",
+                code="invalid_idempotency_key",
             )
         return Turn(
             secret_of(call.authorization), key, call.path, walk.body, job_id=walk.job_id,
