@@ -4,7 +4,11 @@ import hashlib
 import uuid
 from typing import Any
 
+import msgspec
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +42,15 @@ def test_the_holders_next_call_opens_what_was_sealed() -> None:
 def test_nobody_else_and_no_other_request_opens_it(changes: dict[str, Any]) -> None:
     with pytest.raises(MalformedError):
         a_turn(**changes).open(a_turn().seal(OUTCOME), JOB)
+
+
+def test_the_key_of_a_seal_is_derived_from_api_key_and_job() -> None:
+    """PROTOCOL section 7: HKDF(api_key, job_id), so that each job has a key of its own."""
+    turn = a_turn()
+    sealed = turn.seal(OUTCOME)
+    derived = HKDF(SHA256(), 32, salt=JOB.bytes, info=b"cocoon/outcome/1\x00").derive(SECRET)
+    plain = AESGCM(derived).decrypt(sealed[:12], sealed[12:], JOB.bytes + turn.key_tag + turn.body_tag)
+    assert msgspec.msgpack.decode(plain, type=Outcome) == OUTCOME
 
 
 def test_it_does_not_open_as_another_jobs() -> None:
