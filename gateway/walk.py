@@ -25,6 +25,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     salt: str | None = None
     path: str = ""
     idempotency_key: bytes | None = None
+    max_price: str | None = None
 
 
 class Walk:

@@ -12,6 +12,7 @@ from cocoon.receipt_batch import BATCH_BYTES_MAX, RECEIPTS_PATH, ReceiptBatch, R
 from cocoon.ticket import ticket_key
 from gateway.errors import BodyTooLargeError, InvalidRequestError
 from gateway.http.access import worker_of
+from gateway.quotes import require_acceptable
 from gateway.services import Services
 from workers.enrolments import admit
 from workers.errors import HeartbeatBusUnavailableError, HeartbeatRefusedError
@@ -40,6 +41,8 @@ class WorkersController(Controller):
             now=services.clock.now(),
             allow_private=services.settings.allow_private_workers,
         )
+        for ask in asked.asks:
+            require_acceptable(ask, services.prices.book.offer(ask.model))
         stored = await services.enrolments.save(worker, principal.key_id)
         services.registry.put_enrolment(stored)
         log.info("worker_enrolled", worker=stored.name, worker_id=str(stored.worker_id), url=stored.url)

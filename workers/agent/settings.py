@@ -17,6 +17,7 @@ import msgspec
 from cocoon.enrolment import KEYSET_SECONDS_MAX
 from cocoon.errors import CocoonError
 from cocoon.ids import WORKER_KEY_PREFIX, is_secret_key
+from workers.agent.asking import AskMalformedError, AskSource, ask_source
 
 EmbeddedEngine = Literal["xllamacpp", "sglang"]
 TEETypes = ("none", "simulated")
@@ -53,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     Exactly one of `embedded` and `engine_url` is set. `engine_url` with `sglang_attached` speaks SGLang's own API,
     else only what every OpenAI-compatible server understands. `global_id` pins the chain; None takes the gateway's.
-    `state_folder` is where receipts are kept; None keeps them in memory.
+    `state_folder` is where receipts are kept; None keeps them in memory. `ask` is where the worker's price comes from.
     """
 
     gateway_url: str
@@ -83,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     development: bool
     tee_type: str
     otlp_endpoint: str | None
+    ask: AskSource
 
 
 def load_settings(overrides: Mapping[str, str]) -> Settings:
@@ -109,6 +111,8 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
     development = source.choice("COCOON_ENV", ("production", "development"), "production") == "development"
     host, port = source.address("COCOON_WORKER_LISTEN", "127.0.0.1:0")
     embedded, engine_url, sglang_attached = _engine(source)
+    default_model = "smollm2-135m-instruct" if embedded == "xllamacpp" else None
+    served_model = source.matching("COCOON_SERVED_MODEL", _MODEL, default_model)
     settings = Settings(
         gateway_url=source.url("COCOON_GATEWAY_URL"),
         gateway_ca=source.text("COCOON_GATEWAY_CA"),
@@ -126,9 +130,7 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         engine_threads=source.integer("COCOON_ENGINE_THREADS", 2, 1, 1024),
         engine_start_s=source.number("COCOON_ENGINE_START_S", 60.0 if embedded == "xllamacpp" else 1200.0, 1.0, 7200.0),
         model_path=source.text("COCOON_ENGINE_MODEL_PATH"),
-        served_model=source.matching(
-            "COCOON_SERVED_MODEL", _MODEL, "smollm2-135m-instruct" if embedded == "xllamacpp" else None
-        ),
+        served_model=served_model,
         context_tokens=source.integer("COCOON_CONTEXT_TOKENS", 4096, 16, 2**31 - 1),
         drain_s=source.number("COCOON_DRAIN_S", 30.0, 0.0, 3600.0),
         job_s_max=source.number("COCOON_JOB_S_MAX", 900.0, 1.0, 86400.0),
@@ -141,6 +143,7 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         development=development,
         tee_type=source.choice("COCOON_TEE_TYPE", TEETypes, "none"),
         otlp_endpoint=source.url("OTEL_EXPORTER_OTLP_ENDPOINT") if source.text("OTEL_EXPORTER_OTLP_ENDPOINT") else None,
+        ask=_ask(source, served_model),
     )
     _check(settings)
     return settings
@@ -170,6 +173,14 @@ def _engine(source: "_Variables") -> tuple[EmbeddedEngine | None, str | None, bo
     attached = text.startswith("sglang+")
     url = _Variables({"COCOON_ENGINE": text.removeprefix("sglang+")}).url("COCOON_ENGINE")
     return None, url.removesuffix("/v1"), attached
+
+
+def _ask(source: "_Variables", model: str) -> AskSource:
+    or_ceiling = source.choice("COCOON_WORKER_ASK_OR_CEILING", ("0", "1"), "0") == "1"
+    try:
+        return ask_source(source.text("COCOON_WORKER_ASK"), model=model, or_ceiling=or_ceiling)
+    except AskMalformedError as error:
+        raise SettingsError(f"COCOON_WORKER_ASK is malformed: {error}") from error
 
 
 def _state_folder(source: "_Variables", *, development: bool) -> Path | None:

@@ -1,6 +1,7 @@
 """The migration runner against a real server."""
 
 import asyncio
+import uuid
 
 import asyncpg
 import pytest
@@ -71,6 +72,42 @@ async def test_a_failing_migration_leaves_nothing_of_itself_and_keeps_those_befo
     try:
         assert await connection.fetchval("SELECT to_regclass('half') IS NULL AND to_regclass('first') IS NOT NULL")
         assert await connection.fetch("SELECT version FROM schema_migrations") == [(1,)]
+    finally:
+        await connection.close()
+
+
+async def test_keys_of_the_previous_release_fall_to_their_customers_default_project(empty_database_url: str) -> None:
+    known = load_migrations()
+    before = [migration for migration in known if migration.version < 8]
+    insert = "INSERT INTO api_keys (id, customer_id, name, sha256, prefix, role) VALUES ($1, $2, $3, $4, 'sk', $5)"
+    customers = [uuid.uuid4(), uuid.uuid4()]
+    connection = await asyncpg.connect(empty_database_url)
+    try:
+        await migrate(empty_database_url, before)
+        for customer in customers:
+            await connection.execute("INSERT INTO customers (id, name) VALUES ($1, $2)", customer, str(customer))
+            for name, role in (("a", "customer"), ("b", "worker")):
+                key = uuid.uuid4()
+                await connection.execute(insert, key, customer, name, key.bytes * 2, role)
+        await migrate(empty_database_url, known)
+        # The previous release still runs, and knows no projects.
+        await connection.execute(insert, uuid.uuid4(), customers[0], "c", uuid.uuid4().bytes * 2, "customer")
+        placed = await connection.fetch(
+            "SELECT p.customer_id = k.customer_id AS own, p.name, p.customer_id, count(*) AS keys FROM api_keys AS k "
+            "JOIN projects AS p ON p.id = k.project_id GROUP BY 1, 2, 3 ORDER BY 4 DESC"
+        )
+        assert [tuple(row) for row in placed] == [
+            (True, "default", customers[0], 3), (True, "default", customers[1], 2)
+        ]  # fmt: skip
+        theirs = await connection.fetchval("SELECT id FROM projects WHERE customer_id = $1", customers[1])
+        with pytest.raises(asyncpg.ForeignKeyViolationError):
+            await connection.execute(
+                "INSERT INTO api_keys (id, customer_id, name, sha256, prefix, role, project_id) "
+                "VALUES ($1, $2, 'd', $3, 'sk', 'customer', $4)",
+                uuid.uuid4(), customers[0], uuid.uuid4().bytes * 2, theirs,
+            )  # fmt: skip
+        with pytest.raises(asyncpg.RestrictViolationError, match="a key stays in its project"):
+            await connection.execute("UPDATE api_keys SET project_id = $1 WHERE customer_id = $2", theirs, customers[0])
     finally:
         await connection.close()
 

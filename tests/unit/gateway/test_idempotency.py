@@ -122,7 +122,7 @@ async def test_another_body_path_or_customer(front: Front) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [b"", b" ", b"x" * 256, b"caf\xc3\xa9", b"caf\xe9", b"a\x00b", b"a\tb", b"a\nb", b" a", b"a "]
+    "key", [b"", b" ", b"x" * 256, b"\xc3\xa9t", b"\xe9t\xe9", b"a\x00b", b"a\tb", b"a\nb", b" a", b"a "]
 )
 async def test_a_key_that_is_none(front: Front, key: bytes) -> None:
     with pytest.raises(InvalidRequestError) as caught:
