@@ -66,16 +66,35 @@ class Role(enum.StrEnum):
     WORKER = "worker"
 
 
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key's project allows all of its keys together. None is unlimited; spend is nano per UTC day and month."""
+
+    project_id: uuid.UUID
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+    concurrency_max: int | None = None
+    spend_day_nano_max: int | None = None
+    spend_month_nano_max: int | None = None
+
+
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """The holder of a key and its limits. None is unlimited; empty `allowed_models` allows every model."""
+    """The holder of a key and its limits. None is unlimited; empty `allowed_models` allows every model.
+
+    `customer_id` is the organisation that pays. Every stored key has a `project`, whose limits apply besides its own.
+    `organisation_admin` lets a customer's key manage its own organisation.
+    """
 
     key_id: uuid.UUID
     customer_id: uuid.UUID
     name: str
     role: Role = Role.CUSTOMER
+    organisation_admin: bool = False
+    project: Project | None = None
     requests_per_min: int | None = None
     tokens_per_min: int | None = None
     concurrency_max: int | None = None
+    spend_day_nano_max: int | None = None
+    spend_month_nano_max: int | None = None
     allowed_models: frozenset[str] = frozenset()
     cors_origins: frozenset[str] = frozenset()
     expires_at: dt.datetime | None = None

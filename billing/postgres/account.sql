@@ -17,14 +17,13 @@ SELECT
     model,
     key_id,
     asset,
-    COUNT(*) AS requests,
-    SUM(prompt_tokens) AS prompt_tokens,
-    SUM(cached_tokens) AS cached_tokens,
-    SUM(completion_tokens) AS completion_tokens,
-    SUM(numerator) AS numerator,
-    SUM(charge_nano) AS charge_nano
-FROM usage
-WHERE customer_id = $1 AND day BETWEEN $2 AND $3 AND outcome IN ('completed', 'client_gone')
-GROUP BY day, model, key_id, asset
-ORDER BY day DESC, model ASC, key_id ASC
+    requests,
+    prompt_tokens,
+    cached_tokens,
+    completion_tokens,
+    numerator,
+    charge_nano
+FROM usage_daily
+WHERE customer_id = $1 AND day BETWEEN $2 AND $3 AND requests > 0
+ORDER BY day DESC, model ASC, key_id ASC, asset ASC
 LIMIT $4;

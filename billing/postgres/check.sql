@@ -450,6 +450,60 @@ LEFT JOIN sums
         AND accounts.owner IS NOT DISTINCT FROM sums.owner
 WHERE accounts.numerator <> COALESCE(sums.numerator, 0);
 
+-- name: rollups_equal_usage
+-- Counter by counter: the daily rollups, against the usage rows of their day.
+WITH sums AS (
+    SELECT
+        customer_id,
+        day,
+        key_id,
+        model,
+        asset,
+        COUNT(*) FILTER (WHERE outcome <> 'broken') AS requests,
+        COUNT(*) FILTER (WHERE outcome = 'broken') AS broken,
+        SUM(prompt_tokens) FILTER (WHERE outcome <> 'broken') AS prompt_tokens,
+        SUM(cached_tokens) FILTER (WHERE outcome <> 'broken') AS cached_tokens,
+        SUM(completion_tokens) FILTER (WHERE outcome <> 'broken') AS completion_tokens,
+        SUM(numerator) AS numerator,
+        SUM(charge_nano) AS charge_nano,
+        SUM(share_nano) AS share_nano,
+        SUM(fee_nano) AS fee_nano
+    FROM usage
+    GROUP BY customer_id, day, key_id, model, asset
+),
+
+counters AS (
+    SELECT
+        COALESCE(sums.day, usage_daily.day) AS day,
+        COALESCE(sums.key_id, usage_daily.key_id) AS key_id,
+        COALESCE(sums.model, usage_daily.model) AS model,
+        UNNEST(ARRAY[
+            'requests', 'broken', 'prompt_tokens', 'cached_tokens', 'completion_tokens', 'numerator', 'charge_nano',
+            'share_nano', 'fee_nano'
+        ]) AS counter,
+        UNNEST(ARRAY[
+            sums.requests, sums.broken, sums.prompt_tokens, sums.cached_tokens, sums.completion_tokens,
+            sums.numerator, sums.charge_nano, sums.share_nano, sums.fee_nano
+        ]) AS expected,
+        UNNEST(ARRAY[
+            usage_daily.requests, usage_daily.broken, usage_daily.prompt_tokens, usage_daily.cached_tokens,
+            usage_daily.completion_tokens, usage_daily.numerator, usage_daily.charge_nano, usage_daily.share_nano,
+            usage_daily.fee_nano
+        ]) AS actual
+    FROM sums
+    FULL JOIN usage_daily
+        ON
+            sums.customer_id = usage_daily.customer_id AND sums.day = usage_daily.day
+            AND sums.key_id = usage_daily.key_id AND sums.model = usage_daily.model AND sums.asset = usage_daily.asset
+)
+
+SELECT
+    'rollup ' || day || ' ' || key_id || ' ' || model || ' ' || counter AS subject,
+    COALESCE(expected, 0) AS expected,
+    COALESCE(actual, 0) AS actual
+FROM counters
+WHERE COALESCE(expected, 0) <> COALESCE(actual, 0);
+
 -- name: nobody_is_off_by_a_nano
 -- Posted charges, shares and fees are the cumulative numerators rounded once: customers up, the others down.
 SELECT

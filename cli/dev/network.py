@@ -74,7 +74,7 @@ class Network:
             state.root / "redis", password=secrets.redis_password, port=free_port(ports.redis), marker=marker
         )
         self._worker_ports = {name: free_port(ports.workers.get(name, 0)) for name in WORKERS}
-        state.keep_ports(Ports(postgres=self._postgres.port, redis=self._redis.port, workers=self._worker_ports))
+        self._keep_ports()
 
     async def boot(self, supervisor: Supervisor) -> None:
         """Start everything and return when it is ready.
@@ -171,20 +171,31 @@ class Network:
         )
 
     def _worker(self, name: str, client: httpx.AsyncClient) -> Service:
-        address = f"{LOOPBACK}:{self._worker_ports[name]}"
+        def address() -> str:
+            return f"{LOOPBACK}:{self._worker_ports[name]}"
+
+        def launch() -> Launch:
+            # Somebody else may have taken the port since it was chosen, or since the worker last ran.
+            self._worker_ports[name] = free_port(self._worker_ports[name])
+            self._keep_ports()
+            return self._command("worker", self._worker_environment(name, address()))
 
         async def is_ready(_pid: int) -> bool:
-            answer = await _get(client, f"https://{address}/healthz")
+            answer = await _get(client, f"https://{address()}/healthz")
             return answer is not None and answer.is_success and (await self._facts(client)).workers() > 0
 
         return Service(
             name=name,
-            address=lambda: address,
-            launch=lambda: self._command("worker", self._worker_environment(name, address)),
+            address=address,
+            launch=launch,
             is_ready=is_ready,
             stage=3,
             ready_s=WORKER_READY_SECONDS,
         )
+
+    def _keep_ports(self) -> None:
+        ports = Ports(postgres=self._postgres.port, redis=self._redis.port, workers=self._worker_ports)
+        self._state.keep_ports(ports)
 
     async def _facts(self, client: httpx.AsyncClient) -> "_Facts":
         answer = await _get(client, f"{self._settings.origin}/readyz")

@@ -14,7 +14,7 @@ from billing.postgres.pool import Connection, DuplicateRecordError, Pool, Record
 from cocoon.clock import Clock
 from cocoon.ids import ADMIN_KEY_PREFIX, API_KEY_PREFIX, WORKER_KEY_PREFIX, new_secret_key, secret_key_hash
 from cocoon.sql import named_statements
-from gateway.auth import KeyRecord, KeyTable, Principal, Role
+from gateway.auth import KeyRecord, KeyTable, Principal, Project, Role
 from gateway.errors import GatewayError
 
 CHANNEL = "cocoon_keys"
@@ -170,9 +170,20 @@ async def load_keys(connection: Connection, only: list[uuid.UUID] | None = None)
                 customer_id=row["customer_id"],
                 name=row["name"],
                 role=Role(row["role"]),
+                organisation_admin=row["organisation_admin"],
+                project=Project(
+                    project_id=row["project_id"],
+                    requests_per_min=row["project_requests_per_min"],
+                    tokens_per_min=row["project_tokens_per_min"],
+                    concurrency_max=row["project_concurrency_max"],
+                    spend_day_nano_max=row["project_spend_day_nano_max"],
+                    spend_month_nano_max=row["project_spend_month_nano_max"],
+                ),
                 requests_per_min=row["requests_per_min"],
                 tokens_per_min=row["tokens_per_min"],
                 concurrency_max=row["concurrency_max"],
+                spend_day_nano_max=row["spend_day_nano_max"],
+                spend_month_nano_max=row["spend_month_nano_max"],
                 allowed_models=frozenset[str](row["allowed_models"] or ()),
                 cors_origins=frozenset[str](row["cors_origins"]),
                 expires_at=row["expires_at"],

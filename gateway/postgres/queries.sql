@@ -14,24 +14,35 @@ FROM api_keys
 WHERE sha256 = $1;
 
 -- name: live_keys
--- Every key that may be used, or those of $1 when it is given.
+-- Every key that may be used, or those of $1 when it is given, with its project's limits.
 SELECT
-    id,
-    customer_id,
-    name,
-    sha256,
-    role,
-    requests_per_min,
-    tokens_per_min,
-    concurrency_max,
-    allowed_models,
-    cors_origins,
-    expires_at
+    api_keys.id,
+    api_keys.customer_id,
+    api_keys.name,
+    api_keys.sha256,
+    api_keys.role,
+    api_keys.organisation_admin,
+    api_keys.requests_per_min,
+    api_keys.tokens_per_min,
+    api_keys.concurrency_max,
+    api_keys.spend_day_nano_max,
+    api_keys.spend_month_nano_max,
+    api_keys.allowed_models,
+    api_keys.cors_origins,
+    api_keys.expires_at,
+    api_keys.project_id,
+    projects.requests_per_min AS project_requests_per_min,
+    projects.tokens_per_min AS project_tokens_per_min,
+    projects.concurrency_max AS project_concurrency_max,
+    projects.spend_day_nano_max AS project_spend_day_nano_max,
+    projects.spend_month_nano_max AS project_spend_month_nano_max
 FROM api_keys
+INNER JOIN projects ON api_keys.project_id = projects.id
 WHERE
-    revoked_at IS NULL
-    AND (expires_at IS NULL OR expires_at > NOW() - MAKE_INTERVAL(days => 1))
-    AND ($1::uuid[] IS NULL OR id = ANY($1::uuid[]));
+    api_keys.revoked_at IS NULL
+    AND projects.archived_at IS NULL
+    AND (api_keys.expires_at IS NULL OR api_keys.expires_at > NOW() - MAKE_INTERVAL(days => 1))
+    AND ($1::uuid[] IS NULL OR api_keys.id = ANY($1::uuid[]));
 
 -- name: list_keys
 -- For people: never the hash. Revoked keys only when $1.

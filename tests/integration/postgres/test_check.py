@@ -36,6 +36,7 @@ TAMPERINGS = {
     "recovery_equals_expired_leases": "UPDATE leases SET amount = amount + 1 WHERE state = 'recovering'",
     "recoveries_equal_transfers": "UPDATE transfers SET amount = amount + 1 WHERE code = 'recovered'",
     "recovered_holds_had_expired": "DELETE FROM transfers WHERE phase = 'expire'",
+    "rollups_equal_usage": "UPDATE usage_daily SET completion_tokens = completion_tokens + 1",
     "nobody_is_off_by_a_nano": "UPDATE accounts SET numerator = numerator + 1000000 WHERE kind = 'customer_leased'",
 }
 
