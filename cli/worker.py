@@ -22,6 +22,8 @@ _OPTIONS = {
     "engine": ("COCOON_ENGINE", "xllamacpp, sglang, sglang+URL of a running SGLang, or URL of an OpenAI API."),
     "model-path": ("COCOON_ENGINE_MODEL_PATH", "Model file (xllamacpp) or folder (sglang)."),
     "served-model": ("COCOON_SERVED_MODEL", "Name under which the model is offered."),
+    "ask": ("COCOON_WORKER_ASK", "Your price in TON per million tokens: PROMPT/CACHED/COMPLETION, or @FILE with it."),
+    "ask-or-ceiling": ("COCOON_WORKER_ASK_OR_CEILING", "1: where the network pays less than you ask, work for that."),
     "threads": ("COCOON_ENGINE_THREADS", "CPU threads of the embedded engine; default 2."),
     "engine-args": ("COCOON_ENGINE_ARGS", "More arguments for a launched SGLang, quoted as in a shell."),
     "context-tokens": ("COCOON_CONTEXT_TOKENS", "Context of one request; default 4096."),

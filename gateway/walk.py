@@ -22,6 +22,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     origin: str | None = None
     traceparent: str | None = None
     salt: str | None = None
+    max_price: str | None = None
 
 
 class Walk:

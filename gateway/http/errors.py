@@ -16,6 +16,7 @@ from gateway.errors import (
     ModelForbiddenError,
     ModelUnknownError,
     OverloadedError,
+    PriceLimitError,
     UpstreamRefusedError,
 )
 from gateway.headers import limit_headers
@@ -35,6 +36,7 @@ _PASSED_ON = frozenset({400, 404, 413, 415, 422})
 
 STATUS: dict[type[CocoonError], tuple[int, str]] = {
     InvalidRequestError: (400, "invalid_request_error"),
+    PriceLimitError: (400, "invalid_request_error"),
     MissingKeyError: (401, "invalid_request_error"),
     InvalidKeyError: (401, "invalid_request_error"),
     ExpiredKeyError: (401, "invalid_request_error"),

@@ -13,6 +13,7 @@ from cocoon.signatures import REQUEST_BYTES_MAX, SIGNATURES_PATH, SignaturesRequ
 from cocoon.ticket import ticket_key
 from gateway.errors import BodyTooLargeError, GatewayError, InvalidRequestError
 from gateway.http.access import worker_of
+from gateway.quotes import require_acceptable
 from gateway.services import Services
 from workers.enrolments import admit
 from workers.errors import HeartbeatBusUnavailableError, HeartbeatRefusedError
@@ -42,6 +43,8 @@ class WorkersController(Controller):
             now=services.clock.now(),
             allow_private=services.settings.allow_private_workers,
         )
+        for ask in asked.asks:
+            require_acceptable(ask, services.prices.book.offer(ask.model))
         stored = await services.enrolments.save(worker, principal.key_id)
         services.registry.put_enrolment(stored)
         log.info("worker_enrolled", worker=stored.name, worker_id=str(stored.worker_id), url=stored.url)

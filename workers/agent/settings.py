@@ -18,6 +18,7 @@ from cocoon.enrolment import KEYSET_SECONDS_MAX
 from cocoon.errors import CocoonError
 from cocoon.ids import WORKER_KEY_PREFIX, is_secret_key
 from cocoon.receipt import is_strong_key
+from workers.agent.asking import AskMalformedError, AskSource, ask_source
 
 UNSIGNED_MAX = 256
 UNSIGNED_PER_JOB = 8
@@ -59,7 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     else only what every OpenAI-compatible server understands. `global_id` pins the chain; None takes the gateway's.
     `state_folder` is where receipts are kept; None keeps them in memory. `operator_key` is whose gateways may sign
     tickets; None, in development only, takes the first. No job is taken while `unsigned_max` tickets lack a signature,
-    or one for `unsigned_s`.
+    or one for `unsigned_s`. `ask` is where the worker's price comes from.
     """
 
     gateway_url: str
@@ -92,6 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     development: bool
     tee_type: str
     otlp_endpoint: str | None
+    ask: AskSource
 
 
 def load_settings(overrides: Mapping[str, str]) -> Settings:
@@ -119,6 +121,8 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
     host, port = source.address("COCOON_WORKER_LISTEN", "127.0.0.1:0")
     embedded, engine_url, sglang_attached = _engine(source)
     capacity = source.integer("COCOON_WORKER_CAPACITY", 4, 1, 4096)
+    default_model = "smollm2-135m-instruct" if embedded == "xllamacpp" else None
+    served_model = source.matching("COCOON_SERVED_MODEL", _MODEL, default_model)
     settings = Settings(
         gateway_url=source.url("COCOON_GATEWAY_URL"),
         gateway_ca=source.text("COCOON_GATEWAY_CA"),
@@ -136,9 +140,7 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         engine_threads=source.integer("COCOON_ENGINE_THREADS", 2, 1, 1024),
         engine_start_s=source.number("COCOON_ENGINE_START_S", 60.0 if embedded == "xllamacpp" else 1200.0, 1.0, 7200.0),
         model_path=source.text("COCOON_ENGINE_MODEL_PATH"),
-        served_model=source.matching(
-            "COCOON_SERVED_MODEL", _MODEL, "smollm2-135m-instruct" if embedded == "xllamacpp" else None
-        ),
+        served_model=served_model,
         context_tokens=source.integer("COCOON_CONTEXT_TOKENS", 4096, 16, 2**31 - 1),
         drain_s=source.number("COCOON_DRAIN_S", 30.0, 0.0, 3600.0),
         job_s_max=source.number("COCOON_JOB_S_MAX", 900.0, 1.0, 86400.0),
@@ -154,6 +156,7 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         development=development,
         tee_type=source.choice("COCOON_TEE_TYPE", TEETypes, "none"),
         otlp_endpoint=source.url("OTEL_EXPORTER_OTLP_ENDPOINT") if source.text("OTEL_EXPORTER_OTLP_ENDPOINT") else None,
+        ask=_ask(source, served_model),
     )
     _check(settings)
     return settings
@@ -183,6 +186,14 @@ def _engine(source: "_Variables") -> tuple[EmbeddedEngine | None, str | None, bo
     attached = text.startswith("sglang+")
     url = _Variables({"COCOON_ENGINE": text.removeprefix("sglang+")}).url("COCOON_ENGINE")
     return None, url.removesuffix("/v1"), attached
+
+
+def _ask(source: "_Variables", model: str) -> AskSource:
+    or_ceiling = source.choice("COCOON_WORKER_ASK_OR_CEILING", ("0", "1"), "0") == "1"
+    try:
+        return ask_source(source.text("COCOON_WORKER_ASK"), model=model, or_ceiling=or_ceiling)
+    except AskMalformedError as error:
+        raise SettingsError(f"COCOON_WORKER_ASK is malformed: {error}") from error
 
 
 def _state_folder(source: "_Variables", *, development: bool) -> Path | None:
