@@ -109,7 +109,7 @@ async def test_the_receipt_of_a_request_that_was_taken_over_charges_nobody(
     verdicts: list[Verdict] = []
     for job in (dead.job_id, job_id()):  # the second was not taken over by anybody
         receipt = signer.delivered(signer.ticket(job=job, lease=till.lease_id), CUSTOMER)
-        verdicts += await judge.judge(signer.worker_id, signer.batch(receipt))
+        verdicts += [judged.verdict for judged in await judge.judge(signer.worker_id, signer.batch(receipt))]
     assert verdicts == [Verdict.DISCREPANCY, Verdict.RECOVERED]
     [found] = await connection.fetch("SELECT job_id, kind, against_worker FROM discrepancies")
     assert tuple(found.values()) == (dead.job_id, "other_attempt", False)
