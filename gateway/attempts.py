@@ -103,7 +103,7 @@ class Attempts:
                 log.warning("attempt_failed", job_id=walk.name, worker=attempt.worker_name, reason=str(error))
                 failure = error
                 excluded.add(attempt.dispatch.target.target_id)
-                walk.attempt = None
+                walk.failed, walk.attempt = attempt, None
                 walk.exchange.note(Event.RETRY)
             else:
                 walk.exchange.note(Event.FIRST_BYTE)

@@ -228,7 +228,7 @@ def _shown(batch: Batch, attempt: Attempt, admission: Admission, request: ChatRe
 
 
 def _settlement(walk: Walk, usage: TokenUsage, clock: Clock) -> Settlement:
-    admission, attempt, principal = walk.admission, walk.attempt, walk.principal
+    admission, attempt, principal = walk.admission, walk.attempt or walk.failed, walk.principal
     assert admission is not None, "settled requests were admitted"
     assert attempt is not None, "settled requests were dispatched"
     assert principal is not None, "settled requests have a payer"

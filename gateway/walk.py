@@ -29,8 +29,8 @@ class Walk:
     """What is known of one request so far: everything that the end needs, whenever it comes."""
 
     __slots__ = (
-        "admission", "attempt", "body", "error", "exchange", "job_id", "name", "permit", "principal", "request",
-        "trace",
+        "admission", "attempt", "body", "error", "exchange", "failed", "job_id", "name", "permit", "principal",
+        "request", "trace",
     )  # fmt: skip
 
     def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace) -> None:
@@ -44,6 +44,8 @@ class Walk:
         self.permit: Permit | None = None
         self.admission: Admission | None = None
         self.attempt: Attempt | None = None
+        self.failed: Attempt | None = None
+        """The last attempt that was given up: what a job that nobody answers is recorded under."""
         self.error: CocoonError | None = None
 
     def fail(self, error: CocoonError) -> None:

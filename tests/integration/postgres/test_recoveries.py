@@ -5,9 +5,10 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
-from billing.lease_store import LeaseAnswer, LeaseChange
+from billing.lease_store import JournalRow, LeaseAnswer, LeaseChange
 from billing.ports import HoldClosedError, Outcome, Settlement, TransferConflictError
 from billing.postgres.check import broken_invariants
 from billing.postgres.leases import PostgresLeases
@@ -244,6 +245,22 @@ async def test_an_expired_lease_pays_for_what_its_process_lost(scene: Scene, poo
     assert await scene.deliver(receipt) == [Verdict.RECORDED]
     assert await scene.balance() == (CREDIT - 100, 80, 20)
     assert await scene.found() == []
+
+
+async def test_a_job_that_its_gateway_settled_as_broken_is_not_charged_from_another_attempts_receipt(
+    scene: Scene, pool: Pool
+) -> None:
+    """A worker that failed, or refused, before its answer arrived may hold a receipt for a whole one."""
+    store, ticket = await leased(scene, pool, 100)
+    [row] = await scene.connection.fetch("SELECT fence FROM leases")
+    broken = scene.settled(msgspec.structs.replace(ticket, attempt=1), outcome=Outcome.BROKEN, attempt=1)
+    await store.flush([JournalRow(settlement=broken, lease_id=ticket.lease, fence=row["fence"])])
+    await scene.connection.execute("UPDATE leases SET expires_at = now() - interval '1 s'")
+    for _ in range(2):
+        assert await store.sweep(10, recovery_s=0) == 1
+        assert await scene.deliver(scene.signer.delivered(ticket, scene.customer, USAGE)) == [Verdict.DISCREPANCY]
+    assert [kind for kind, *_ in await scene.found()] == ["other_attempt"]
+    assert await scene.balance() == (CREDIT, 0, 0)
 
 
 @pytest.mark.parametrize("leased_nano", [5, 100])
