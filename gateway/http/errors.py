@@ -21,6 +21,7 @@ from gateway.errors import (
 )
 from gateway.headers import limit_headers
 from gateway.limits import RateLimitedError
+from gateway.signing import SigningUnavailableError
 from workers.errors import (
     EnrolmentRefusedError,
     EnrolmentStoreUnavailableError,
@@ -50,6 +51,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     RateLimitedError: (429, "rate_limit_error"),
     AnswerBrokenError: (502, "server_error"),
     OverloadedError: (503, "server_error"),
+    SigningUnavailableError: (503, "server_error"),
     LedgerUnavailableError: (503, "server_error"),
     KeysStaleError: (503, "server_error"),
     EnrolmentStoreUnavailableError: (503, "server_error"),
