@@ -4,6 +4,7 @@ import asyncio
 
 from billing.ports import Ledger
 from billing.postgres.account import Accounts
+from billing.postgres.pool import Pool
 from cocoon.clock import Clock
 from gateway.auth import KeyTable
 from gateway.pipeline import Pipeline
@@ -23,7 +24,7 @@ class Services:
     def __init__(
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: Ledger, accounts: Accounts,
         registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus, tokens: HeartbeatTokens,
-        settler: Settler, pipeline: Pipeline, reconciler: Reconciler,
+        settler: Settler, pipeline: Pipeline, reconciler: Reconciler, pool: Pool,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -38,4 +39,5 @@ class Services:
         self.settler = settler
         self.pipeline = pipeline
         self.reconciler = reconciler
+        self.pool = pool
         self.stopping = asyncio.Event()
