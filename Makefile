@@ -52,8 +52,9 @@ test-faults: $(STAMP)    ## kill -9 of everything at random, 200 times (COCOON_F
 bench: $(STAMP) .venv-bench/.installed  ## the relay beside its peers (needs wrk and nginx on PATH)
 	$(BIN)/python -m benchmarks.relay
 
-bench-ledger: $(STAMP)   ## admission, leases and the usage journal on an embedded PostgreSQL with fsync on
+bench-ledger: $(STAMP)   ## money on an embedded PostgreSQL with fsync on; then a month of COCOON_MONTH_ROWS rows (7 GB)
 	$(BIN)/python -m benchmarks.ledger
+	$(BIN)/python -m benchmarks.month --rows $${COCOON_MONTH_ROWS:-10000000}
 
 # Peers live apart: what they depend on is not ours.
 .venv-bench/.installed: requirements-bench.lock

@@ -167,8 +167,9 @@ def charge(settlement: Settlement, before: Numerators) -> Charge:
     """
     numerator = settlement.numerator
     worker_bps = settlement.price.share_bps if settlement.worker_id is not None else 0
-    for_worker = numerator * worker_bps
-    for_revenue = numerator * (BASIS_POINTS - worker_bps)
+    for_worker = settlement.worker_numerator * worker_bps
+    for_revenue = numerator * BASIS_POINTS - for_worker
+    assert for_revenue >= 0, "no discount goes below the worker's part"
     asset = settlement.price.asset
     return Charge(
         posted=Posted(

@@ -104,7 +104,10 @@ def history(model: str | None, *, as_json: bool) -> None:
     _terms, versions, _at = run_on_pool(list_prices)
     for version in versions:
         if model in {None, version.model}:
-            click.echo(msgspec.json.encode(version).decode())
+            price = msgspec.structs.asdict(version.price)
+            price.pop("customer_bps")
+            shown = {"model": version.model, "effective_from": version.effective_from, **price}
+            click.echo(msgspec.json.encode(shown).decode())
 
 
 async def _add(

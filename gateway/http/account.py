@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from litestar import Controller, Response, get
 from litestar.connection import Request
-from litestar.params import Parameter
+from litestar.params import Parameter, QueryParameter
 
 from billing.postgres.account import USAGE_DAYS_MAX, USAGE_LINES_MAX, UsageLine
 from billing.postgres.monthly import Statement, month_after
@@ -23,7 +23,7 @@ from gateway.services import Services
 USAGE_DAYS_DEFAULT = 30
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
 _YEAR_MIN, _YEAR_MAX = 2020, 2999
-_Shape = Annotated[str | None, Parameter(query="format", description="json or csv")]
+_Shape = Annotated[str | None, QueryParameter(name="format", description="json or csv")]
 _Day = Annotated[dt.date | None, Parameter(description="A UTC day, YYYY-MM-DD")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from litestar import Controller, Response, get, post, put
 from litestar.connection import Request
-from litestar.params import Parameter
+from litestar.params import Parameter, QueryParameter
 
 from billing.ledger import Code
 from billing.postgres.adjustments import Adjustment, post_adjustment
@@ -149,7 +149,7 @@ class OrganisationsController(Controller):
     @get("/{organisation_id:uuid}/usage")
     async def usage(
         self, request: AnyRequest, services: Services, organisation_id: uuid.UUID, start: dt.date | None = None,
-        end: dt.date | None = None, shape: Annotated[str | None, Parameter(query="format")] = None,
+        end: dt.date | None = None, shape: Annotated[str | None, QueryParameter(name="format")] = None,
     ) -> Response[UsageView] | Response[bytes]:  # fmt: skip
         """What the organisation used, by UTC day, model, key and project."""
         await hands(request, services).organisations.find(organisation_id)
@@ -158,7 +158,7 @@ class OrganisationsController(Controller):
     @get("/{organisation_id:uuid}/statements/{month:str}")
     async def statement(
         self, request: AnyRequest, services: Services, organisation_id: uuid.UUID, month: str,
-        shape: Annotated[str | None, Parameter(query="format")] = None,
+        shape: Annotated[str | None, QueryParameter(name="format")] = None,
     ) -> Response[StatementView] | Response[bytes]:  # fmt: skip
         """The organisation's month (YYYY-MM)."""
         await hands(request, services).organisations.find(organisation_id)

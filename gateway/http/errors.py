@@ -17,6 +17,7 @@ from gateway.errors import (
     ModelForbiddenError,
     ModelUnknownError,
     OverloadedError,
+    PriceLimitError,
     UpstreamRefusedError,
 )
 from gateway.headers import limit_headers
@@ -28,6 +29,7 @@ from gateway.postgres.organisations import (
     ProjectNeededError,
     ProjectTakenError,
 )
+from gateway.signing import SigningUnavailableError
 from workers.errors import (
     EnrolmentRefusedError,
     EnrolmentStoreUnavailableError,
@@ -43,6 +45,7 @@ _PASSED_ON = frozenset({400, 404, 413, 415, 422})
 
 STATUS: dict[type[CocoonError], tuple[int, str]] = {
     InvalidRequestError: (400, "invalid_request_error"),
+    PriceLimitError: (400, "invalid_request_error"),
     MissingKeyError: (401, "invalid_request_error"),
     InvalidKeyError: (401, "invalid_request_error"),
     ExpiredKeyError: (401, "invalid_request_error"),
@@ -66,6 +69,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     RateLimitedError: (429, "rate_limit_error"),
     AnswerBrokenError: (502, "server_error"),
     OverloadedError: (503, "server_error"),
+    SigningUnavailableError: (503, "server_error"),
     LedgerUnavailableError: (503, "server_error"),
     KeysStaleError: (503, "server_error"),
     EnrolmentStoreUnavailableError: (503, "server_error"),

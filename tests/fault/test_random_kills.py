@@ -36,6 +36,8 @@ PATH = "/v1/chat/completions"
 CLIENTS = 6
 RECOVERY_S = 900.0
 RECOVERED_S_MAX = 60.0
+JOURNALED_S_MAX = 5.0
+"""How long a settled row may still be in memory, with Postgres away."""
 VICTIMS = ("gateway-0", "gateway-1", "worker", "redis", "postgres")
 RESTART_ORDER = ("postgres", "redis", "gateway-0", "gateway-1", "worker")
 """What others need to start comes first; a supervisor would try until it is there."""
@@ -55,11 +57,13 @@ class Site:
         self.redis = redis
         self.ports = [free_port(), free_port()]
         self.completed: set[uuid.UUID] = set()
+        self.broken: dict[uuid.UUID, float] = {}
         self.answers: Counter[str] = Counter()
         self.killed: Counter[str] = Counter()
         self._state = state
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._dead: list[str] = []
+        self._gateways_died: list[float] = []
 
     async def start(self, name: str) -> None:
         match name:
@@ -92,6 +96,8 @@ class Site:
                         os.kill(pid, signal_number)
             await asyncio.to_thread(process.wait)
             self._dead += [str(pid) for pid in pids]
+            if name != "worker":
+                self._gateways_died.append(time.monotonic())
 
     async def until_serving(self) -> None:
         """Until both gateways route to the agent."""
@@ -119,10 +125,11 @@ class Site:
     async def _ask(self, client: httpx.AsyncClient, body: dict[str, object], leaves_after: int | None) -> None:
         async with client.stream("POST", PATH, json=body, headers={"connection": "close"}) as answer:
             self.answers[str(answer.status_code)] += 1
+            job_id = uuid.UUID(answer.headers["x-request-id"])
             if answer.status_code != 200:
                 await answer.aread()
+                self.broken[job_id] = time.monotonic()
                 return
-            job_id = uuid.UUID(answer.headers["x-request-id"])
             if not body["stream"]:
                 await answer.aread()
                 self.completed.add(job_id)
@@ -134,6 +141,8 @@ class Site:
                     return
                 if line == "data: [DONE]":
                     self.completed.add(job_id)
+                elif line.startswith('data: {"error"'):
+                    self.broken[job_id] = time.monotonic()
 
     async def recover(self, accounted: set[uuid.UUID]) -> None:
         """Wait until every answer that a client saw whole is in the books, exactly once."""
@@ -163,6 +172,16 @@ class Site:
     async def check(self) -> None:
         async with connect(self.stack.database_url, application="test") as connection:
             assert await broken_invariants(connection) == []
+        # A gateway that died right after telling a client may have taken its word with it.
+        told = [
+            job_id
+            for job_id, at in self.broken.items()
+            if not any(at <= died < at + JOURNALED_S_MAX for died in self._gateways_died)
+        ]
+        paid = await self.stack.rows(
+            "SELECT job_id, outcome FROM usage WHERE job_id = ANY($1::uuid[]) AND numerator > 0", told
+        )
+        assert paid == [], "charged for what the client was told had failed"
         refused = await self.stack.rows("SELECT job_id, reason FROM refused_usage")
         assert refused == []
         kinds = {row["kind"] for row in await self.stack.rows("SELECT DISTINCT kind FROM discrepancies")}

@@ -108,3 +108,12 @@ async def test_tampering_is_found(connection: Connection, pool: Pool, invariant:
     found = {row.invariant: row for row in await broken_invariants(connection)}
     assert invariant in found
     assert found[invariant].expected != found[invariant].actual
+
+
+async def test_a_check_may_take_longer_than_a_requests_statement(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = "SELECT 'slow' AS subject, 0 AS expected, 0 AS actual WHERE pg_sleep(0.4) IS NULL"
+    monkeypatch.setitem(CHECKS, "slow", slow)
+    await connection.execute("SET statement_timeout = '200ms'")
+    assert await broken_invariants(connection) == []

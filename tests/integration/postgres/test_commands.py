@@ -113,7 +113,7 @@ async def test_a_scheduled_price_is_shown_and_not_yet_in_force(database_url: str
     shown = (await cocoon(database_url, "prices", "show", "m")).stdout.splitlines()
     assert [line[:6] for line in shown] == ["m: con", "now v1", "m v2 f"]
     lines = (await cocoon(database_url, "prices", "history", "m", "--json")).stdout.splitlines()
-    assert [msgspec.json.decode(line)["price"]["cached"] for line in lines] == [400_000_000, 100_000_000]
+    assert [msgspec.json.decode(line)["cached"] for line in lines] == [400_000_000, 100_000_000]
     assert (await cocoon(database_url, "prices", "history", "other")).stdout == ""
 
 
