@@ -69,12 +69,13 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Booked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a usage row says."""
+    """What a usage row says; `numerator` is the exact charge in 10^-6 nano."""
 
     attempt: int
     worker_id: uuid.UUID | None
     usage: TokenUsage
     outcome: Outcome
+    numerator: int
     charge_nano: int
     receipt_head: bytes | None
 

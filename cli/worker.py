@@ -29,6 +29,7 @@ _OPTIONS = {
     "context-tokens": ("COCOON_CONTEXT_TOKENS", "Context of one request; default 4096."),
     "drain-s": ("COCOON_DRAIN_S", "Seconds that running jobs get after SIGTERM; default 30."),
     "state": ("COCOON_WORKER_STATE", "Folder for receipts until the gateway has judged them."),
+    "operator-key": ("COCOON_OPERATOR_KEY", "Public key of the operator whose gateways may sign tickets (hex)."),
     "global-id": ("COCOON_GLOBAL_ID", "Refuse a gateway of another TON network than this."),
 }
 

@@ -29,27 +29,32 @@ from billing.postgres.prices import load_price_book
 from billing.postgres.recoveries import Recoveries
 from cocoon import openai
 from cocoon.clock import Clock, SystemClock, system_random
-from cocoon.errors import CocoonError
+from cocoon.errors import CocoonError, MalformedError
 from cocoon.logs import configure_logging
 from cocoon.tracing import start_tracer
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
 from gateway.http.account import AccountController
+from gateway.http.admin import AdminController, OrganisationsController
 from gateway.http.bodies import BodyRoom
 from gateway.http.chat import serve_chat
-from gateway.http.errors import error_answer
+from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
 from gateway.http.models import ModelsController
+from gateway.http.organisation import OrganisationController
 from gateway.http.workers import WorkersController
+from gateway.idempotency import Idempotency
 from gateway.pipeline import Pipeline
+from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
 from gateway.redis.limiter import RedisLimiter
 from gateway.services import Services
-from gateway.settings import Settings, read_settings
+from gateway.settings import Settings, SettingsError, read_settings
 from gateway.settle import SETTLE_S_MAX, Settler
+from gateway.signing import BatchSigner, GatewayKey, development_key
 from gateway.stopping import graceful_stop
 from workers.enrolments import upstream
 from workers.postgres.enrolments import EnrolmentListener, EnrolmentStore
@@ -67,6 +72,10 @@ LEASE_MARGIN_PART = 0.1
 """Of a lease's time to live: how much earlier than the database this process considers it over."""
 RESTART_S = 1.0
 ENROLMENTS_S_MAX = 5.0
+CONTROLLERS = (
+    ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
+    WorkersController,
+)  # fmt: skip
 log = structlog.get_logger()
 
 
@@ -81,9 +90,10 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
     room = BodyRoom(each_max=chosen.body_bytes_max, total_max=chosen.bodies_bytes_max)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncGenerator[None]:
+    async def lifespan(app: Litestar) -> AsyncGenerator[None]:
         async with (opener or open_services)(chosen) as services, graceful_stop(services):
             holder.append(services)
+            app.state["services"] = services
             # What start-up made lives for ever: keeping it out of collections takes the 99th percentile down 3x.
             gc.collect()
             gc.freeze()
@@ -94,7 +104,7 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
         await serve_chat(holder[0].pipeline, room, cast("HTTPScope", scope), receive, send)
 
     return Litestar(
-        route_handlers=[chat, ModelsController, AccountController, WorkersController, healthz, readyz],
+        route_handlers=[chat, *CONTROLLERS, healthz, readyz],
         lifespan=[lifespan],
         dependencies={"services": Provide(lambda: holder[0], sync_to_thread=False)},
         exception_handlers={CocoonError: _typed_error, HTTPException: _framework_error, Exception: _unknown_error},
@@ -129,6 +139,9 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
     transport = Transport(clock, allow_private=settings.allow_private_workers)
     limiter = RedisLimiter(redis_url, clock)
     heartbeats = HeartbeatBus(redis_url, registry, clock, rng)
+    signer = BatchSigner(
+        _gateway_key(settings, clock), global_id=settings.global_id, network_secret=network_secret, clock=clock
+    )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(tracer.close)
         stack.callback(transport.close)
@@ -136,6 +149,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         stack.push_async_callback(heartbeats.close)
         pool = await stack.enter_async_context(open_pool(database_url, application="cocoon-gateway"))
         ledger = await stack.enter_async_context(_leased_ledger(settings, pool, clock, rng))
+        idempotency = await stack.enter_async_context(Idempotency(PostgresClaims(pool), clock))
         settler = await stack.enter_async_context(Settler(ledger, clock))
         attempts = Attempts(
             Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
@@ -143,7 +157,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         )  # fmt: skip
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
-            tracer=tracer, clock=clock, rng=rng, limits=limits,
+            idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=limits,
         )  # fmt: skip
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
@@ -154,12 +168,15 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
                 Recoveries(pool, PostgresLeases(pool, database_url)),
                 network_secret=network_secret, global_id=settings.global_id,
             ),
+            pool=pool,
+            signer=signer,
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
             database_url, registry, clock, rng, allow_private=settings.allow_private_workers
         )
         background = await stack.enter_async_context(_Background())
+        background.start("signatures", signer.run)
         background.start("keys", key_listener.run)
         background.start("enrolments", enrolment_listener.run)
         background.start("heartbeats", lambda: _after_enrolments(enrolment_listener, heartbeats))
@@ -168,6 +185,24 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         background.start("sweep", lambda: _sweep(ledger))
         background.start("partitions", lambda: _keep_partitions(pool))
         yield services
+
+
+def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
+    """The key that signs tickets.
+
+    Raises:
+        SettingsError: key and delegation are not for each other, for this network, or for now.
+    """
+    if settings.gateway_key is None or settings.delegation is None:
+        secret = bytes.fromhex(settings.network_secret.reveal())
+        return development_key(secret, global_id=settings.global_id, clock=clock)
+    try:
+        return GatewayKey(
+            bytes.fromhex(settings.gateway_key.reveal()), settings.delegation, global_id=settings.global_id,
+            clock=clock,
+        )  # fmt: skip
+    except MalformedError as error:
+        raise SettingsError(f"COCOON_GATEWAY_DELEGATION cannot be used: {error}") from error
 
 
 def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Random) -> LeasedLedger:
@@ -263,9 +298,9 @@ def _framework_error(_: Request[Any, Any, Any], error: HTTPException) -> Respons
     """Litestar's own refusals (no such path, wrong method, bad parameter) in OpenAI's shape."""
     server = error.status_code >= 500  # noqa: PLR2004  HTTP's own border
     kind = "server_error" if server else "invalid_request_error"
-    message = "Internal error." if server else error.detail
+    message, param = ("Internal error.", None) if server else explained(error.detail, error.extra)
     return Response(
-        openai.error_json(message, kind, code=error.__class__.__name__.removesuffix("Exception").lower()),
+        openai.error_json(message, kind, param=param, code=error.__class__.__name__.removesuffix("Exception").lower()),
         status_code=error.status_code,
         headers=dict(error.headers or {}),
         media_type="application/json",

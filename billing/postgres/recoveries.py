@@ -160,6 +160,7 @@ async def _read_booked(connection: Connection, jobs: set[uuid.UUID]) -> dict[uui
                     prompt=row["prompt_tokens"], cached=row["cached_tokens"], completion=row["completion_tokens"]
                 ),
                 outcome=Outcome(row["outcome"]),
+                numerator=int(row["numerator"]),
                 charge_nano=row["charge_nano"],
                 receipt_head=row["receipt_head"],
             )
@@ -301,6 +302,7 @@ def _usage_row(one: _Recovered) -> tuple[object, ...]:
         settlement.outcome.value, settlement.finish_reason,
         settlement.started_at, settlement.first_token_at, settlement.ended_at,
         settlement.receipt_head, settlement.receipt_signature, ledger.body_digest(settlement),
+        *ledger.multiplied(settlement),
     )  # fmt: skip
 
 

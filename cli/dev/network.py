@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import httpx
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cli.dev.address import LOOPBACK, free_port
 from cli.dev.embedded import EmbeddedServer
@@ -23,12 +24,16 @@ from cli.dev.service import Keeper, Service, all_ready
 from cli.dev.settings import DevSettings
 from cli.dev.state import DevError, DevFile, Ports, Secrets, StateDirectory
 from cli.dev.supervisor import MARKER, Supervisor
+from cli.operator_keys import delegation_of
 from cli.process import Launch, StopStep
 from cocoon.clock import Clock
 
 WORKERS = ("worker-1", "worker-2")
 WORKER_CAPACITY = 4
 WORKER_THREADS = 1
+GLOBAL_ID = -3
+DELEGATION_DAYS = 365
+"""Made anew at every start."""
 MIGRATE_SECONDS = 120.0
 GATEWAY_READY_SECONDS = 60.0
 WORKER_READY_SECONDS = 120.0
@@ -59,6 +64,7 @@ class Network:
         self._clock = clock
         self._rng = rng
         self._screen = screen
+        self._operator = _key(secrets.operator_key)
         self._supervisor: Supervisor | None = None
         self._ready = False
         self._written: DevFile | None = None
@@ -249,6 +255,15 @@ class Network:
             "COCOON_PORT": str(self._settings.port),
             "COCOON_GATEWAY_PROCESSES": str(self._settings.processes),
             "COCOON_NETWORK_SECRET": self._secrets.network_secret,
+            "COCOON_GATEWAY_KEY": self._secrets.gateway_key,
+            "COCOON_GATEWAY_DELEGATION": delegation_of(
+                self._operator,
+                _key(self._secrets.gateway_key),
+                days=DELEGATION_DAYS,
+                global_id=GLOBAL_ID,
+                clock=self._clock,
+            ),
+            "COCOON_GLOBAL_ID": str(GLOBAL_ID),
             "COCOON_ALLOW_PRIVATE_WORKERS": "1",
         }
 
@@ -259,12 +274,17 @@ class Network:
             "COCOON_WORKER_NAME": name,
             "COCOON_WORKER_LISTEN": address,
             "COCOON_WORKER_CAPACITY": str(WORKER_CAPACITY),
+            "COCOON_OPERATOR_KEY": self._operator.public_key().public_bytes_raw().hex(),
             "COCOON_WORKER_STATE": str(self._state.root / "receipts"),
             "COCOON_ENGINE": "xllamacpp",
             "COCOON_ENGINE_THREADS": str(WORKER_THREADS),
             "COCOON_SERVED_MODEL": MODEL,
             "COCOON_CONTEXT_TOKENS": str(CONTEXT_TOKENS),
         }
+
+
+def _key(seed: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(seed))
 
 
 class _Facts(msgspec.Struct, frozen=True):

@@ -30,7 +30,8 @@ from workers.agent.settings import Settings, SettingsError
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 CALL_S_MAX = 10.0
-ANSWER_BYTES_MAX = 64 * 1024
+ANSWER_BYTES_MAX = 1024 * 1024
+"""Longest answer: proofs for a batch of receipts."""
 BACKOFF_S_FIRST = 0.25
 BACKOFF_S_MAX = 10.0
 HEARTBEAT_S_MIN = 0.05
@@ -77,6 +78,11 @@ class GatewayLink:
             trust_env=False,
             follow_redirects=False,
         )
+
+    @property
+    def global_id(self) -> int | None:
+        """The network of the current enrolment, None before the first."""
+        return self._keys.current.global_id
 
     def report_soon(self) -> None:
         """Send the next heartbeat at once."""

@@ -50,6 +50,7 @@ from cli.main import main
 main(["gateway"])
 """
 ENVIRONMENT = {
+    "COCOON_ENV": "development",
     "COCOON_NETWORK_SECRET": "00" * 32,
     "COCOON_DATABASE_URL": "postgresql://127.0.0.1:1/none",
     "COCOON_REDIS_URL": "redis://127.0.0.1:1/0",

@@ -58,7 +58,9 @@ class Scene:
         )
 
     async def deliver(self, *receipts: DeliveredReceipt) -> list[Verdict]:
-        return list(await self.judge.judge(self.signer.worker_id, self.signer.batch(*receipts)))
+        judged = await self.judge.judge(self.signer.worker_id, self.signer.batch(*receipts))
+        self.judged = judged
+        return [one.verdict for one in judged]
 
     async def balance(self) -> tuple[int, int, int]:
         found = await self.ledger.balance(self.customer)
@@ -311,7 +313,7 @@ async def test_gateways_that_get_the_same_batch_at_once_charge_once(
         async with open_pool(database_url, application="test") as pool:
             judge = Reconciler(Recoveries(pool, PostgresLeases(pool, "")), network_secret=SECRET, global_id=GLOBAL_ID)
             batch = scene.signer.batch(*(receipts if order % 2 else reversed(receipts)))
-            return list(await judge.judge(scene.signer.worker_id, batch))
+            return [one.verdict for one in await judge.judge(scene.signer.worker_id, batch)]
 
     answers = await asyncio.gather(*(other_gateway(order) for order in range(4)))
     judged = [verdict for answer in answers for verdict in answer]
