@@ -150,7 +150,11 @@ def _claim(promise: Promise, receipt: Receipt) -> Claim:
     _, prompt, completion, how, over = receipt
     known = promise.ended if promise.posted is not None else None
     usage = TokenUsage(prompt=prompt, cached=prompt // 3, completion=completion)
-    members: dict[str, Any] = {"price": PRICES[promise.hold.job_id.int % len(PRICES)], "worker": WORKERS[0], "usage": usage}
+    members: dict[str, Any] = {
+        "price": PRICES[promise.hold.job_id.int % len(PRICES)],
+        "worker": WORKERS[0],
+        "usage": usage,
+    }
     if known is not None:
         members |= {"price": known.price, "worker": known.worker_id or WORKERS[0]}
         if how != "other counts":
