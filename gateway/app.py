@@ -44,7 +44,9 @@ from gateway.http.health import healthz, readyz
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.workers import WorkersController
+from gateway.idempotency import Idempotency
 from gateway.pipeline import Pipeline
+from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
@@ -147,6 +149,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         stack.push_async_callback(heartbeats.close)
         pool = await stack.enter_async_context(open_pool(database_url, application="cocoon-gateway"))
         ledger = await stack.enter_async_context(_leased_ledger(settings, pool, clock, rng))
+        idempotency = await stack.enter_async_context(Idempotency(PostgresClaims(pool), clock))
         settler = await stack.enter_async_context(Settler(ledger, clock))
         attempts = Attempts(
             Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
@@ -154,7 +157,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         )  # fmt: skip
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
-            tracer=tracer, clock=clock, rng=rng, limits=limits,
+            idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=limits,
         )  # fmt: skip
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
