@@ -23,6 +23,7 @@ from gateway.attempts import Attempts
 from gateway.auth import KeyRecord, KeyTable, Principal
 from gateway.client import ClientGoneError, Headers, Limits
 from gateway.limits import LimitState, Permit
+from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
 from gateway.settle import Settler
@@ -241,6 +242,10 @@ class SteppedLimiter:
         return Permit(LimitState(), self.released.append)
 
 
+async def _nowhere(claims: object) -> None:
+    del claims
+
+
 class Walked:
     """One request after its end, and everything that it touched."""
 
@@ -251,6 +256,7 @@ class Walked:
         self.ledger = ledger
         self.limiter = SteppedLimiter(steps)
         self.registry = Registry(SystemClock())
+        self.over_claims = OverClaims(_nowhere)
         self.cancelled = False
         self.raised: BaseException | None = None
         self.settled = False
@@ -305,6 +311,7 @@ def a_pipeline(walk: Walked, settler: Settler, **limits: float) -> Pipeline:
     return Pipeline(
         keys=keys, limiter=walk.limiter, ledger=walk.ledger, prices=prices, attempts=attempts, settler=settler,
         tracer=Tracer(None, None, rng), clock=clock, rng=rng, limits=Limits(**times, exchanges_max=10),
+        over_claims=walk.over_claims,
     )  # fmt: skip
 
 
