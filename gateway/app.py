@@ -36,11 +36,13 @@ from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
 from gateway.http.account import AccountController
+from gateway.http.admin import AdminController, OrganisationsController
 from gateway.http.bodies import BodyRoom
 from gateway.http.chat import serve_chat
-from gateway.http.errors import error_answer
+from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
 from gateway.http.models import ModelsController
+from gateway.http.organisation import OrganisationController
 from gateway.http.workers import WorkersController
 from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
@@ -71,6 +73,10 @@ LEASE_MARGIN_PART = 0.1
 """Of a lease's time to live: how much earlier than the database this process considers it over."""
 RESTART_S = 1.0
 ENROLMENTS_S_MAX = 5.0
+CONTROLLERS = (
+    ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
+    WorkersController,
+)  # fmt: skip
 log = structlog.get_logger()
 
 
@@ -85,9 +91,10 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
     room = BodyRoom(each_max=chosen.body_bytes_max, total_max=chosen.bodies_bytes_max)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncGenerator[None]:
+    async def lifespan(app: Litestar) -> AsyncGenerator[None]:
         async with (opener or open_services)(chosen) as services, graceful_stop(services):
             holder.append(services)
+            app.state["services"] = services
             # What start-up made lives for ever: keeping it out of collections takes the 99th percentile down 3x.
             gc.collect()
             gc.freeze()
@@ -98,7 +105,7 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
         await serve_chat(holder[0].pipeline, room, cast("HTTPScope", scope), receive, send)
 
     return Litestar(
-        route_handlers=[chat, ModelsController, AccountController, WorkersController, healthz, readyz],
+        route_handlers=[chat, *CONTROLLERS, healthz, readyz],
         lifespan=[lifespan],
         dependencies={"services": Provide(lambda: holder[0], sync_to_thread=False)},
         exception_handlers={CocoonError: _typed_error, HTTPException: _framework_error, Exception: _unknown_error},
@@ -160,6 +167,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             enrolments=EnrolmentStore(pool, clock, allow_private=settings.allow_private_workers),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, pipeline=pipeline,
             reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
+            pool=pool,
             signer=signer,
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
@@ -291,9 +299,9 @@ def _framework_error(_: Request[Any, Any, Any], error: HTTPException) -> Respons
     """Litestar's own refusals (no such path, wrong method, bad parameter) in OpenAI's shape."""
     server = error.status_code >= 500  # noqa: PLR2004  HTTP's own border
     kind = "server_error" if server else "invalid_request_error"
-    message = "Internal error." if server else error.detail
+    message, param = ("Internal error.", None) if server else explained(error.detail, error.extra)
     return Response(
-        openai.error_json(message, kind, code=error.__class__.__name__.removesuffix("Exception").lower()),
+        openai.error_json(message, kind, param=param, code=error.__class__.__name__.removesuffix("Exception").lower()),
         status_code=error.status_code,
         headers=dict(error.headers or {}),
         media_type="application/json",

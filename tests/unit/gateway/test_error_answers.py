@@ -24,11 +24,11 @@ INTERNAL = {
     "AttemptBusyError", "AttemptFailedError", "HeartbeatBusUnavailableError", "HopClosedError", "HopError",
     "IdentityError", "MalformedError", "ModelNotFoundError", "RefusedError", "TransportError",
     # Books that contradict what we asked of them: our mistake, and nothing that a client could do better.
-    "DuplicateRecordError", "HoldClosedError", "RecordRefusedError", "TransferConflictError", "UnknownCustomerError",
+    "DuplicateRecordError", "HoldClosedError", "RecordRefusedError", "UnknownCustomerError",
     # Between the journal and its leases; the settler and the recovery judge them.
     "LeaseActiveError", "LeaseExhaustedError", "LeaseLostError",
     # Start-up and commands; the gateway does not serve then.
-    "KeyNameTakenError", "KeyUnknownError", "MigrationError", "NotSuspendedError", "SettingsError",
+    "MigrationError", "NotSuspendedError", "SettingsError",
 }  # fmt: skip
 SECRET = "/srv/secret.py line 7"
 
