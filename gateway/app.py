@@ -44,8 +44,10 @@ from gateway.http.health import healthz, readyz
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.workers import WorkersController
+from gateway.idempotency import Idempotency
 from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
+from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
 from gateway.postgres.standing import StandingStore
 from gateway.prices import Prices
@@ -150,6 +152,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         stack.push_async_callback(heartbeats.close)
         pool = await stack.enter_async_context(open_pool(database_url, application="cocoon-gateway"))
         ledger = await stack.enter_async_context(_leased_ledger(settings, pool, clock, rng))
+        idempotency = await stack.enter_async_context(Idempotency(PostgresClaims(pool), clock))
         settler = await stack.enter_async_context(Settler(ledger, clock))
         recoveries = Recoveries(pool, PostgresLeases(pool, database_url))
         over_claims = OverClaims(recoveries.note_over_claims)
@@ -159,7 +162,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         )  # fmt: skip
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
-            tracer=tracer, clock=clock, rng=rng, limits=limits, over_claims=over_claims,
+            idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=limits, over_claims=over_claims,
         )  # fmt: skip
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),

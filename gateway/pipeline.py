@@ -28,6 +28,7 @@ from gateway.deadline import Deadline
 from gateway.errors import AnswerBrokenError, AnswerTimeoutError, OverloadedError
 from gateway.exchange import Event, Exchange, Money, State
 from gateway.headers import answer_headers, cors_headers
+from gateway.idempotency import Idempotency
 from gateway.limits import Limiter
 from gateway.live import LiveExchanges
 from gateway.over_claims import OverClaims
@@ -48,7 +49,8 @@ class Pipeline:
 
     def __init__(
         self, *, keys: KeyTable, limiter: Limiter, ledger: Ledger, prices: Prices, attempts: Attempts, settler: Settler,
-        tracer: Tracer, clock: Clock, rng: random.Random, limits: Limits, over_claims: OverClaims,
+        idempotency: Idempotency, tracer: Tracer, clock: Clock, rng: random.Random, limits: Limits,
+        over_claims: OverClaims,
     ) -> None:  # fmt: skip
         self._keys = keys
         self._limiter = limiter
@@ -56,6 +58,7 @@ class Pipeline:
         self._prices = prices
         self._attempts = attempts
         self._settler = settler
+        self._idempotency = idempotency
         self._tracer = tracer
         self._clock = clock
         self._rng = rng
@@ -71,6 +74,8 @@ class Pipeline:
         try:
             principal = self._authenticate(walk, call, client)
             request = await self._read(walk, client)
+            if call.idempotency_key is not None and await self._idempotency.replayed(walk, call, client):
+                return
             admission = await self._admit(walk, principal, request, call, client)
             await self._relay(walk, admission, request, call, client)
         except ClientGoneError:
@@ -198,7 +203,7 @@ class Pipeline:
         match exchange.money:
             case Money.SETTLE:
                 settlement = _settlement(walk, usage, self._clock)
-                self._settler.submit(settlement, lambda posted: self._trace(walk, usage, posted, ended))
+                self._settler.submit(settlement, lambda posted: self._settled(walk, settlement, posted, ended))
                 if attempt is not None and usage != (claimed := attempt.reported()) and attempt.worker_id is not None:
                     self._over_claims.note(settlement, claimed)
             case Money.VOID:
@@ -211,7 +216,14 @@ class Pipeline:
         if attempt is not None:
             attempt.finish(exchange.state)
         if exchange.money is not Money.SETTLE:
+            if walk.turn is not None:
+                self._idempotency.forget(walk.turn)
             self._trace(walk, usage, None, ended)
+
+    def _settled(self, walk: Walk, settlement: Settlement, posted: Posted | None, ended: float) -> None:
+        if walk.turn is not None:
+            self._idempotency.settled(walk.turn, settlement, posted)
+        self._trace(walk, settlement.usage, posted, ended)
 
     def _trace(self, walk: Walk, usage: TokenUsage, posted: Posted | None, ended: float) -> None:
         if not walk.trace.sampled:
