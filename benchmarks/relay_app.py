@@ -11,6 +11,7 @@ import os
 import random
 import uuid
 from collections.abc import AsyncGenerator
+from typing import cast
 
 from litestar import Litestar
 
@@ -24,7 +25,9 @@ from gateway.app import create_app
 from gateway.attempts import Attempts
 from gateway.auth import KeyRecord, KeyTable, Principal
 from gateway.client import Limits
+from gateway.idempotency import ClaimStore, Idempotency
 from gateway.limits import LocalLimiter
+from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
 from gateway.services import Services
@@ -66,12 +69,19 @@ async def _open(settings: Settings) -> AsyncGenerator[Services]:
             Router(registry, clock, rng), Transport(clock, allow_private=False), RetryBudget(clock), clock,
             network_secret=bytes(32), global_id=-3, request_s_max=600,
         )  # fmt: skip
+        # No request of the benchmark has an idempotency key, so nobody asks that store.
         pipeline = Pipeline(
             keys=keys, limiter=LocalLimiter(clock), ledger=ledger, prices=prices, attempts=attempts, settler=settler,
+            idempotency=Idempotency(cast("ClaimStore", None), clock),
             tracer=start_tracer("bench", None, rng), clock=clock, rng=rng, limits=limits,
+            over_claims=OverClaims(_forgotten),
         )  # fmt: skip
         services = Services.__new__(Services)
         services.settings, services.clock, services.keys, services.prices = settings, clock, keys, prices
         services.registry, services.settler, services.pipeline = registry, settler, pipeline
         services.stopping = asyncio.Event()
         yield services
+
+
+async def _forgotten(claims: object) -> None:
+    del claims

@@ -21,6 +21,7 @@ from gateway.errors import (
     UpstreamRefusedError,
 )
 from gateway.headers import limit_headers
+from gateway.idempotency import IdempotencyConflictError, InFlightError, NotReplayableError
 from gateway.limits import RateLimitedError
 from gateway.postgres.keys import KeyNameTakenError, KeyUnknownError, ProjectUnknownError
 from gateway.postgres.organisations import (
@@ -65,6 +66,9 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     KeyNameTakenError: (409, "invalid_request_error"),
     TransferConflictError: (409, "invalid_request_error"),
     BodyTimeoutError: (408, "invalid_request_error"),
+    IdempotencyConflictError: (409, "invalid_request_error"),
+    InFlightError: (409, "invalid_request_error"),
+    NotReplayableError: (409, "invalid_request_error"),
     BodyTooLargeError: (413, "invalid_request_error"),
     RateLimitedError: (429, "rate_limit_error"),
     AnswerBrokenError: (502, "server_error"),
@@ -109,6 +113,11 @@ def error_answer(error: CocoonError) -> ErrorAnswer:
         headers.append((b"retry-after", str(max(1, math.ceil(min(wait_s, RETRY_AFTER_S_MAX)))).encode()))
     if isinstance(error, RateLimitedError):
         headers += limit_headers(error.state)
+    if isinstance(error, NotReplayableError):
+        headers.append((b"x-cocoon-receipt", str(error.job_id).encode()))
+    if isinstance(error, NotReplayableError | IdempotencyConflictError):
+        # OpenAI's clients repeat a 409 unless they are told that it would say the same again.
+        headers.append((b"x-should-retry", b"false"))
     if status == 401:  # noqa: PLR2004  HTTP's own name
         headers.append((b"www-authenticate", b"Bearer"))
     param = error.param if isinstance(error, InvalidRequestError) else None
