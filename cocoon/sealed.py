@@ -1,8 +1,9 @@
 """Sealed requests: what only the workers that a client chose can read (PROTOCOL §3).
 
 On the wire: `"CSR1" ‖ u32 length ‖ header ‖ wraps ‖ u32 length ‖ ciphertext`. The header is clear and canonical; all
-keys derive from its digest, so that nothing in it can be swapped. There is one wrap of 1200 bytes for each keyset digest
-it names, in that order. A gateway that holds no key reads the header, forwards the rest and learns the padded length.
+keys derive from its digest, so that nothing in it can be swapped. There is one wrap of 1200 bytes for each keyset
+digest it names, in that order. A gateway that holds no key reads the header, forwards the rest and learns the padded
+length.
 """
 
 import hashlib
