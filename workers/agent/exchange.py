@@ -204,9 +204,9 @@ class Exchange:
                 chunk = read_chunk(payload)
                 self._meter.add(chunk)
                 self._sink.add(chunk, payload, event)
-            # Before the head, which with llama.cpp is after its first slice of the prefill. An engine that counts only
-            # at the end has done the work already: it is paid for what the ticket allows.
-            if self._meter.over_prompt and not self._head_sent:
+            # With llama.cpp this is after the first slice of the prefill. An engine that counts only with its tokens
+            # has done the work already: it is paid for what the ticket allows.
+            if self._meter.over_prompt and not self._meter.usage.completion and not self._head_sent:
                 raise OverPromptError
             if done:
                 await self._finish(send)
