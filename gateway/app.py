@@ -32,6 +32,7 @@ from cocoon.clock import Clock, SystemClock, system_random
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.logs import configure_logging
 from cocoon.tracing import start_tracer
+from gateway.alerts import AlertSender
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
@@ -187,6 +188,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         background.start("prices", lambda: prices.keep_fresh(lambda: load_price_book(pool)))
         background.start("limits", limiter.run)
         background.start("sweep", lambda: _sweep(ledger))
+        background.start("alerts", AlertSender(pool, settings.alerts, clock, rng).run)
         background.start("partitions", lambda: _keep_partitions(pool))
         yield services
 

@@ -31,6 +31,8 @@ INTERNAL = {
     "LeaseActiveError", "LeaseExhaustedError", "LeaseLostError",
     # Start-up and commands; the gateway does not serve then.
     "MigrationError", "NotSuspendedError", "SettingsError",
+    # Between the gateway and the receivers of alerts.
+    "WebhookAddressError", "WebhookFailedError",
 }  # fmt: skip
 SECRET = "/srv/secret.py line 7"
 
