@@ -37,7 +37,7 @@ from billing.ports import (
 )
 from cocoon.clock import Clock
 from cocoon.ids import job_day, new_job_id
-from cocoon.money import Amount, ceiling
+from cocoon.money import Amount
 
 JOURNAL_ROWS_MAX = 20_000
 """Rows waiting for the store, and the holds that may still become rows."""
@@ -181,8 +181,7 @@ class LeasedLedger:
         # Nobody may be left to hear of a failure; it was logged.
         answer.add_done_callback(_retrieve)
         self._rows[settlement.job_id, settlement.attempt] = job
-        # The most that the row can take, whatever the customer's cumulative numerator is.
-        job.bound = ceiling(settlement.numerator, settlement.price.asset).nano
+        job.bound = settlement.charge_max.nano
         lease.journaled += job.bound
         self._close(job, _State.JOURNALED)
         return await asyncio.shield(answer)

@@ -113,6 +113,12 @@ def bound(request: ChatRequest, body: bytes, offer: ModelOffer) -> Bounds:
     return Bounds(prompt=prompt, completion=per_choice * request.choices, choices=request.choices)
 
 
+def worst_cost(bounds: Bounds, offer: ModelOffer, limit: PriceLimit | None) -> Amount:
+    """The most that the request can be charged, whatever its answer."""
+    price = ceiling_of(offer.price, limit).as_charged()
+    return ceiling(price.numerator(TokenUsage(prompt=bounds.prompt, completion=bounds.completion)))
+
+
 async def hold_credit(
     ledger: Ledger, principal: Principal, job_id: uuid.UUID, request: ChatRequest, bounds: Bounds, offer: ModelOffer,
     ttl: dt.timedelta, limit: PriceLimit | None = None,

@@ -89,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allow_private_workers: bool
     upstreams: tuple[UpstreamSettings, ...]
     otlp_endpoint: str | None
+    processes: int
     drain_s: float
     first_byte_s: float
     idle_s: float
@@ -132,6 +133,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         allow_private_workers=_one_of(env, "COCOON_ALLOW_PRIVATE_WORKERS", ("0", "1"), "0") == "1",
         upstreams=_upstreams(env),
         otlp_endpoint=env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
+        processes=int(_number(env, "COCOON_GATEWAY_PROCESSES", 1, low=1, high=64)),
         drain_s=_number(env, "COCOON_DRAIN_S", 30, high=3600),
         first_byte_s=_number(env, "COCOON_FIRST_BYTE_S", 120, low=0.05, high=3600),
         idle_s=_number(env, "COCOON_IDLE_S", 60, low=0.05, high=3600),
