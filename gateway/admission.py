@@ -180,6 +180,8 @@ def _check_values(request: ChatRequest) -> None:
 def _has_media(request: ChatRequest) -> bool:
     """Whether anything but text is in the prompt. Unreadable content counts as media: the bound must hold."""
     for message in request.messages:
+        if message.has_attachments:
+            return True
         content = bytes(message.content)
         if content[:1] not in {b'"', b"n"}:
             try:
