@@ -40,7 +40,7 @@ async def app(scope, receive, send):
 module = types.ModuleType("gateway.app")
 def create_app():
     if "COCOON_TEST_LOADING" in os.environ:
-        print("loading", flush=True)
+        os.write(1, b"loading\\n")
         while True:
             time.sleep(0.01)
     return app
@@ -131,15 +131,17 @@ def test_processes_end_with_a_killed_main_process_and_free_the_port(gateway: Gat
         pass
 
 
-@pytest.mark.parametrize("how", ["kill the main process", "tell it to stop"])
-def test_processes_that_still_load_the_application_end_too(how: str) -> None:
+def test_processes_that_still_load_the_application_end_with_a_killed_main_process() -> None:
     gateway = Gateway(COCOON_TEST_LOADING="1")
     try:
         assert gateway.process.stdout is not None
-        loading = (line for line in gateway.process.stdout if line == "loading\n")
-        assert [next(loading, ""), next(loading, "")] == ["loading\n"] * 2
-        gateway.process.send_signal(signal.SIGKILL if how == "kill the main process" else signal.SIGTERM)
-        gateway.process.wait(20)
+        # Lines of several processes may run into each other.
+        loading = 0
+        while loading < 2:
+            line = gateway.process.stdout.readline()
+            assert line, "it ended"
+            loading += line.count("loading")
+        gateway.process.kill()
         until(lambda: gateway.processes() == [])
     finally:
         gateway.end()
