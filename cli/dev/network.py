@@ -137,7 +137,9 @@ class Network:
             return ["Stopping; a second Ctrl-C hurries."]
         if not self._ready:
             return [f"Starting; logs are in {self._state.logs}"]
-        request = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "Say hello."}]}
+        # A small model may ramble: a first answer should end.
+        messages = [{"role": "user", "content": "Say hello."}]
+        request = {"model": MODEL, "stream": True, "max_tokens": 100, "messages": messages}
         curl = (
             f"curl -N {self._settings.base_url}/chat/completions -H 'Authorization: Bearer {self._secrets.api_key}'"
             f" -H 'Content-Type: application/json' -d {shlex.quote(msgspec.json.encode(request).decode())}"
