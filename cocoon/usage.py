@@ -3,7 +3,7 @@
 import msgspec
 
 
-class TokenUsage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TokenUsage(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """Tokens of one attempt. `cached` counts the part of `prompt` that the engine's prefix cache served.
 
     All three are >= 0 and fit in an unsigned 32-bit integer (PROTOCOL §4); `cached <= prompt`.
