@@ -65,7 +65,7 @@ async def _open(settings: Settings) -> AsyncGenerator[Services]:
     limits = Limits(first_byte_s=120, idle_s=60, request_s_max=600, keep_alive_s=10, exchanges_max=4096)
     async with (
         LeasedLedger(store, store, clock, rng, holder="benchmark", terms=LeaseTerms()) as ledger,
-        Settler(ledger, clock) as settler,
+        Settler(ledger, clock, ledger) as settler,
     ):
         attempts = Attempts(
             Router(registry, clock, rng), Transport(clock, allow_private=False), RetryBudget(clock), clock,

@@ -165,27 +165,40 @@ class LeasedLedger:
 
     async def settle(self, settlement: Settlement) -> Posted:
         """See `Ledger.settle`. Returns when the row is durable, however long the store is away."""
-        ledger.require_sound_settlement(settlement)
-        job = self._jobs.get(settlement.job_id)
-        if job is None:
+        if settlement.job_id not in self._jobs:
+            ledger.require_sound_settlement(settlement)
             job = self._closed.get(settlement.job_id) or self._rows.get((settlement.job_id, settlement.attempt))
             if job is None:
                 return await self._settled_before(settlement)
             return await _settled_again(job, settlement)
+        answer = self.submit(settlement)
+        # Nobody may be left to hear of a failure; it was logged.
+        answer.add_done_callback(_retrieve)
+        return await asyncio.shield(answer)
+
+    def submit(self, settlement: Settlement) -> "asyncio.Future[Posted]":
+        """Take a settlement into the journal at once; the future is done when its row is durable. Do not cancel it.
+
+        Raises:
+            HoldClosedError: no hold of it is open here; `settle` knows more.
+            TransferConflictError, MalformedError, LedgerUnavailableError: as `settle`.
+        """
+        ledger.require_sound_settlement(settlement)
+        job = self._jobs.get(settlement.job_id)
+        if job is None:
+            raise HoldClosedError
         ledger.require_covered(settlement, job.hold)
         lease = job.lease
         answer = self._journal.submit(JournalRow(settlement=settlement, lease_id=lease.lease_id, fence=lease.fence))
         if answer is None:
             raise LedgerUnavailableError("the usage journal is full or closed")
         job.settlement, job.answer = settlement, answer
-        # Nobody may be left to hear of a failure; it was logged.
-        answer.add_done_callback(_retrieve)
         self._rows[settlement.job_id, settlement.attempt] = job
         # The most that the row can take, whatever the customer's cumulative numerator is.
         job.bound = ceiling(settlement.numerator, settlement.price.asset).nano
         lease.journaled += job.bound
         self._close(job, _State.JOURNALED)
-        return await asyncio.shield(answer)
+        return answer
 
     async def void(self, job_id: uuid.UUID, customer_id: uuid.UUID) -> None:
         """See `Ledger.void`. No I/O: what this process does not remember, it never held or has ended."""

@@ -139,7 +139,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         stack.push_async_callback(heartbeats.close)
         pool = await stack.enter_async_context(open_pool(database_url, application="cocoon-gateway"))
         ledger = await stack.enter_async_context(_leased_ledger(settings, pool, clock, rng))
-        settler = await stack.enter_async_context(Settler(ledger, clock))
+        settler = await stack.enter_async_context(Settler(ledger, clock, ledger))
         attempts = Attempts(
             Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
             network_secret=network_secret, global_id=settings.global_id, request_s_max=settings.request_s_max,

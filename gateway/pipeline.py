@@ -20,6 +20,7 @@ from cocoon.tracing import Tracer
 from cocoon.usage import TokenUsage
 from gateway import relay
 from gateway.admission import Admission, bound, choose_offer, hold_credit, parse_chat
+from gateway.alarms import Alarms
 from gateway.attempt import AttemptFailedError
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable, Principal, Role, require_role
@@ -60,6 +61,7 @@ class Pipeline:
         self._limits = limits
         self._hold_ttl = dt.timedelta(seconds=limits.request_s_max + SETTLE_S_MAX + HOLD_MARGIN_S)
         self.live = LiveExchanges()
+        self.alarms = Alarms()
 
     async def serve(self, call: Call, client: Client) -> None:
         """Answer one chat request. Returns when the client has its answer or is gone; only cancellation leaves it."""
@@ -134,7 +136,7 @@ class Pipeline:
     async def _relay(self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client) -> None:
         """Route and relay under one deadline, which the client's leaving brings forward to now."""
         try:
-            async with Deadline(self._limits) as deadline:
+            with Deadline(self._limits, self.alarms) as deadline:
                 client.on_gone(deadline.end_now)
                 if request.streams:
                     await self._stream(walk, admission, request, call, client, deadline)
