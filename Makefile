@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: dev install check lint types layers fast test bench bench-ledger lock clean
+.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger lock clean
 
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev
@@ -46,11 +46,15 @@ check: lint types layers fast
 test: lint types layers  ## everything CI runs; a file's tests stay in one process and share its servers
 	$(BIN)/pytest -q -n 2 --dist loadfile tests
 
+test-faults: $(STAMP)    ## kill -9 of everything at random, 200 times (COCOON_FAULT_ROUNDS, COCOON_FAULT_SEED)
+	COCOON_FAULT_ROUNDS=$${COCOON_FAULT_ROUNDS:-200} $(BIN)/pytest -q -s tests/fault/test_random_kills.py
+
 bench: $(STAMP) .venv-bench/.installed  ## the relay beside its peers (needs wrk and nginx on PATH)
 	$(BIN)/python -m benchmarks.relay
 
-bench-ledger: $(STAMP)   ## admission, leases and the usage journal on an embedded PostgreSQL with fsync on
+bench-ledger: $(STAMP)   ## money on an embedded PostgreSQL with fsync on; then a month of COCOON_MONTH_ROWS rows (7 GB)
 	$(BIN)/python -m benchmarks.ledger
+	$(BIN)/python -m benchmarks.month --rows $${COCOON_MONTH_ROWS:-10000000}
 
 # Peers live apart: what they depend on is not ours.
 .venv-bench/.installed: requirements-bench.lock

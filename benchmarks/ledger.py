@@ -1,9 +1,9 @@
-"""What money costs: admission in memory, a lease's round trip, and the usage journal with fsync on.
+"""What money costs: admission in memory, a lease's round trip, the usage journal with fsync on, and receipts.
 
     python -m benchmarks.ledger [--rows 50000] [--customers 200] [--workers 20]
 
 Admission is measured on leases in memory, so that nothing but our own code counts; the rest on the embedded Postgres of
-`make dev`, whose client shares the machine with it.
+`make dev`, whose client shares the machine with it. `benchmarks.month` asks what a month of rows costs.
 """
 
 import argparse
@@ -32,6 +32,8 @@ from cocoon.clock import SystemClock
 from cocoon.ids import new_job_id
 from cocoon.money import Amount, Asset, Price
 from cocoon.usage import TokenUsage
+from gateway.recovery import verify
+from tests.receipt_values import GLOBAL_ID, SECRET, Signer
 
 CREDIT_NANO = 10**15
 HELD_NANO = 20_000
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     asyncio.run(measure_admission(options.rounds))
+    measure_receipts(options.rounds)
     with (
         tempfile.TemporaryDirectory(prefix="cocoon-bench-") as folder,
         EmbeddedPostgres(Path(folder) / "postgres", password="benchmark") as postgres,
@@ -80,6 +83,20 @@ async def measure_admission(rounds: int) -> None:
             voided.append((time.perf_counter() - began) / count)
     say("admission from a warm lease", f"{1e6 * statistics.median(held):.2f} us", "target <= 5 us")
     say("release of a hold", f"{1e6 * statistics.median(voided):.2f} us")
+
+
+def measure_receipts(rounds: int, count: int = 500) -> None:
+    """Ticket, stub, head and signature of what a gateway does not know yet; what it knows is compared by bytes."""
+    signer, customer = Signer(), uuid.uuid4()
+    receipts = [signer.delivered(signer.ticket(), customer) for _ in range(count)]
+    took: list[float] = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for delivered in receipts:
+            verify(delivered, [signer.raw], signer.worker_id, SECRET, global_id=GLOBAL_ID)
+        took.append((time.perf_counter() - began) / count)
+    each = statistics.median(took)
+    say("verification of a receipt", f"{1e6 * each:.0f} us", f"{1 / each:,.0f} a second, one process")
 
 
 async def measure_postgres(url: str, options: argparse.Namespace) -> None:
@@ -170,16 +187,14 @@ async def measure_journal(
 
 async def measure_size(pool: Pool) -> None:
     async with acquired(pool) as connection:
-        row = await connection.fetchrow(
-            "SELECT (SELECT count(*) FROM usage) AS rows,"
-            " (SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits WHERE inhparent = 'usage'::regclass)"
-            " AS usage,"
-            " (SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits WHERE inhparent = 'transfers'::regclass)"
-            " AS transfers"
+        rows = await connection.fetchval("SELECT count(*) FROM usage")
+        sizes = await connection.fetch(
+            "SELECT inhparent::regclass::text AS name, sum(pg_total_relation_size(inhrelid))::bigint AS bytes"
+            " FROM pg_inherits WHERE inhparent IN ('usage'::regclass, 'transfers'::regclass) GROUP BY inhparent"
+            " UNION ALL SELECT 'usage_daily', pg_total_relation_size('usage_daily') ORDER BY name"
         )
-    assert row is not None
-    for table in ("usage", "transfers"):
-        say(f"{table} per million requests", f"{int(row[table]) / int(row['rows']):,.0f} MB")
+    for size in sizes:
+        say(f"{size['name']} per million requests", f"{size['bytes'] / rows:,.0f} MB")
 
 
 def hold_request(customer: uuid.UUID) -> HoldRequest:

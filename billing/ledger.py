@@ -80,6 +80,8 @@ class Code(enum.StrEnum):
     SHARE = "share"
     FEE = "fee"
     DEPOSIT = "deposit"
+    CREDIT = "credit"
+    REVERSAL = "reversal"
     RECOVERED = "recovered"
     LOSS = "loss"
 
@@ -165,8 +167,9 @@ def charge(settlement: Settlement, before: Numerators) -> Charge:
     """
     numerator = settlement.numerator
     worker_bps = settlement.price.share_bps if settlement.worker_id is not None else 0
-    for_worker = numerator * worker_bps
-    for_revenue = numerator * (BASIS_POINTS - worker_bps)
+    for_worker = settlement.worker_numerator * worker_bps
+    for_revenue = numerator * BASIS_POINTS - for_worker
+    assert for_revenue >= 0, "no discount goes below the worker's part"
     asset = settlement.price.asset
     return Charge(
         posted=Posted(
@@ -194,9 +197,9 @@ def body_digest(body: HoldRequest | Settlement | tuple[str, uuid.UUID, Amount]) 
         raise RecordRefusedError("a text is not valid Unicode") from error
 
 
-def deposit_digest(customer_id: uuid.UUID, amount: Amount) -> bytes:
-    """The body digest of a deposit."""
-    return body_digest((Code.DEPOSIT.value, customer_id, amount))
+def movement_digest(code: Code, customer_id: uuid.UUID, amount: Amount) -> bytes:
+    """The body digest of a deposit, a credit or a reversal."""
+    return body_digest((code.value, customer_id, amount))
 
 
 def resolution_id(job_id: uuid.UUID) -> uuid.UUID:

@@ -8,7 +8,7 @@ from collections import defaultdict
 import msgspec
 
 from billing import ledger
-from billing.ledger import Numerators
+from billing.ledger import Code, Numerators
 from billing.ports import (
     Balance,
     Hold,
@@ -120,7 +120,7 @@ class InMemoryLedger:
         """See `Ledger.deposit`."""
         assert amount.nano > 0, "a deposit adds something"
         job_day(transfer_id)
-        digest = ledger.deposit_digest(customer_id, amount)
+        digest = ledger.movement_digest(Code.DEPOSIT, customer_id, amount)
         if transfer_id in self._deposits or transfer_id in self._holds:
             if self._deposits.get(transfer_id) != digest:
                 raise TransferConflictError

@@ -19,7 +19,7 @@ from billing.lease_store import (
     LeaseLostError,
     lease_grant,
 )
-from billing.ledger import Numerators
+from billing.ledger import Code, Numerators
 from billing.ports import (
     Balance,
     BillingError,
@@ -213,7 +213,7 @@ class InMemoryLeases:
         """See `Ledger.deposit`."""
         assert amount.nano > 0, "a deposit adds something"
         job_day(transfer_id)
-        digest = ledger.deposit_digest(customer_id, amount)
+        digest = ledger.movement_digest(Code.DEPOSIT, customer_id, amount)
         known = self._deposits.setdefault(transfer_id, digest)
         if known != digest:
             raise TransferConflictError

@@ -117,6 +117,11 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
         """Exact cost in 10^-6 nano; zero for a broken answer."""
         return self.price.numerator(self.usage) if self.outcome.chargeable else 0
 
+    @property
+    def worker_numerator(self) -> int:
+        """What the worker's part is a part of, in 10^-6 nano: the cost before the customer's discount or surcharge."""
+        return self.price.worker_numerator(self.usage) if self.outcome.chargeable else 0
+
 
 class Posted(msgspec.Struct, frozen=True, kw_only=True):
     """What a settlement moved."""

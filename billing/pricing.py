@@ -72,6 +72,11 @@ def effective(versions: Iterable[PriceVersion], at: dt.datetime) -> dict[str, Pr
     return {model: version.price for model, version in chosen.items()}
 
 
+def scheduled(versions: Iterable[PriceVersion], at: dt.datetime) -> list[PriceVersion]:
+    """The versions that are to take effect after `at`, in the order in which they do."""
+    return sorted((version for version in versions if version.effective_from > at), key=_rank)
+
+
 def price_book(terms: Iterable[ModelTerms], versions: Iterable[PriceVersion], *, at: dt.datetime) -> PriceBook:
     """The snapshot at `at`. Models without a price in force are left out: they cannot be charged for."""
     prices = effective(versions, at)

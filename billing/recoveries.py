@@ -35,7 +35,7 @@ class DiscrepancyKind(enum.StrEnum):
     BROKEN = "broken"
     """The answer never arrived whole, so that nobody pays for it (PROTOCOL §6)."""
     OTHER_ATTEMPT = "other_attempt"
-    """Another attempt of this job was relayed and charged; this one is the network's cost."""
+    """The job was settled by another attempt, charged or broken; this one is the network's cost."""
     UNKNOWN_HOLD = "unknown_hold"
     """The books know no hold or lease of this customer under the ticket's name; the receipt stays with the worker."""
     HOLD_RELEASED = "hold_released"
@@ -69,12 +69,13 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Booked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a usage row says."""
+    """What a usage row says; `numerator` is the exact charge in 10^-6 nano."""
 
     attempt: int
     worker_id: uuid.UUID | None
     usage: TokenUsage
     outcome: Outcome
+    numerator: int
     charge_nano: int
     receipt_head: bytes | None
 
@@ -120,9 +121,10 @@ def decide(claim: Claim, rows: Sequence[Booked], hold: HoldState | None) -> Deci
         return Decision(action=Action.NOTHING, kinds=found, booked=booked)
     if not claim.settlement.usage.total:
         return Decision(action=Action.NOTHING, kinds=kinds)
-    charged = next((row for row in rows if row.outcome.chargeable), None)
-    if charged is not None:
-        return Decision(action=Action.NOTHING, kinds=(*kinds, DiscrepancyKind.OTHER_ATTEMPT), booked=charged)
+    if rows:
+        # A gateway has said how the job ended, also when it says that nobody pays.
+        relayed = next((row for row in rows if row.outcome.chargeable), rows[0])
+        return Decision(action=Action.NOTHING, kinds=(*kinds, DiscrepancyKind.OTHER_ATTEMPT), booked=relayed)
     return _fill(claim, hold, kinds)
 
 

@@ -9,6 +9,7 @@ is then its supervisor's business.
 
 import math
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from granian.http import HTTP1Settings
 from cli.process import die_with_parent
 from gateway.settings import Settings, read_settings
 
-KILL_MARGIN_S = 15
+KILL_MARGIN_S = 20
 """Beyond the drain, before granian kills: more than `gateway/stopping.py` takes to end exchanges and settle (13 s)."""
 BACKLOG = 2048
 """Connections waiting in the kernel, per process; the system's own maximum may be lower."""
@@ -64,6 +65,9 @@ def serve(settings: Settings, *, host: str, port: int, processes: int) -> None:
         respawn_failed_workers=True,
         workers_kill_timeout=math.ceil(settings.drain_s) + KILL_MARGIN_S,
     )
+    # Until granian sets a worker process' own handlers, SIGTERM must end it: the one it inherits would only set a
+    # flag that nobody reads there.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     # The loader is ours: granian's own puts the current directory first on the import path.
     server.serve(target_loader=load_application, wrap_loader=False)
 

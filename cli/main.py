@@ -31,6 +31,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "gateway": Subcommand("cli.gateway", "Serve the OpenAI-compatible API.", "gateway"),
     "keys": Subcommand("cli.keys", "Create, list and revoke keys.", "gateway"),
     "migrate": Subcommand("cli.migrate", "Bring the database schema up to date.", "gateway"),
+    "operator": Subcommand("cli.operator_keys", "Make the operator's key and delegate to gateways.", "gateway"),
     "prices": Subcommand("cli.prices", "Show and set what models cost.", "gateway"),
     "worker": Subcommand("cli.worker", "Serve a model beside its engine.", "worker"),
 }

@@ -1,31 +1,49 @@
-"""`cocoon prices`: what models cost."""
+"""`cocoon prices`: what models cost, cost, and will cost."""
 
 import datetime as dt
+from collections.abc import Callable
+from typing import Any
 
 import click
+import msgspec
 
 from billing.postgres.pool import Pool
 from billing.postgres.prices import list_prices, set_model, set_price
-from billing.pricing import ModelTerms, PriceVersion, effective
+from billing.pricing import ModelTerms, PriceVersion, effective, scheduled
 from cli.amounts import TON
 from cli.database import run_on_pool
 from cocoon.money import BASIS_POINTS, NUMERATOR_PER_NANO, Price, decimal_units
 
+_MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+_TOKENS = click.IntRange(min=1, max=2**31 - 1)
+
+
+def _numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that make a price."""
+    for option in (
+        click.option("--share-bps", type=click.IntRange(0, BASIS_POINTS), default=9_500, show_default=True),
+        click.option("--cached", type=TON, help="TON per million cached prompt tokens; as --prompt when left out."),
+        click.option("--completion", type=TON, required=True, help="TON per million completion tokens."),
+        click.option("--prompt", type=TON, required=True, help="TON per million prompt tokens."),
+    ):
+        function = option(function)
+    return function
+
 
 @click.group()
 def command() -> None:
-    """Show and set prices, in TON per million tokens."""
+    """Show and set prices, in TON per million tokens.
+
+    A price is a ceiling: workers may ask for less. Versions are never changed and never take effect in the past.
+    """
 
 
 @command.command("set")
 @click.argument("model")
-@click.option("--context", type=click.IntRange(min=1, max=2**31 - 1), required=True, help="Tokens of one request.")
-@click.option("--prompt", type=TON, required=True, help="TON per million prompt tokens.")
-@click.option("--completion", type=TON, required=True, help="TON per million completion tokens.")
-@click.option("--cached", type=TON, help="TON per million cached prompt tokens; as --prompt when left out.")
-@click.option("--share-bps", type=click.IntRange(0, BASIS_POINTS), default=9_500, show_default=True)
-@click.option("--max-completion", type=click.IntRange(min=1, max=2**31 - 1), default=4096, show_default=True)
-@click.option("--effective", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="From when (UTC).")
+@click.option("--context", type=_TOKENS, required=True, help="Tokens of one request.")
+@_numbers
+@click.option("--max-completion", type=_TOKENS, default=4096, show_default=True)
+@click.option("--effective", type=_MOMENT, help="From when (UTC); now when left out.")
 def set_command(
     model: str, context: int, prompt: int, completion: int, cached: int | None, share_bps: int, max_completion: int,
     effective: dt.datetime | None,
@@ -35,32 +53,97 @@ def set_command(
     async def work(pool: Pool) -> PriceVersion:
         terms = ModelTerms(model=model, context_tokens=context, default_max_completion=max_completion)
         await set_model(pool, terms)
-        return await set_price(
-            pool,
-            model,
-            prompt=prompt,
-            cached=prompt if cached is None else cached,
-            completion=completion,
-            share_bps=share_bps,
-            effective_from=effective.replace(tzinfo=dt.UTC) if effective is not None else None,
-        )
+        return await _add(pool, model, prompt, completion, cached, share_bps, effective)
 
-    version = run_on_pool(work)
-    click.echo(f"{model} version {version.price.version} from {version.effective_from:%Y-%m-%d %H:%M:%S} UTC")
+    _tell(run_on_pool(work))
+
+
+@command.command("schedule")
+@click.argument("model")
+@click.option("--from", "moment", type=_MOMENT, required=True, help="From when (UTC); not in the past.")
+@_numbers
+def schedule(model: str, moment: dt.datetime, prompt: int, completion: int, cached: int | None, share_bps: int) -> None:
+    """Give MODEL, which is known, a price from a later moment on."""
+
+    async def work(pool: Pool) -> PriceVersion:
+        return await _add(pool, model, prompt, completion, cached, share_bps, moment)
+
+    _tell(run_on_pool(work))
+
+
+@command.command("show")
+@click.argument("model")
+def show(model: str) -> None:
+    """Show the terms of MODEL, its price now, and what is scheduled."""
+    terms, versions, at = run_on_pool(list_prices)
+    known = next((known for known in terms if known.model == model), None)
+    if known is None:
+        raise click.ClickException(f"there is no model {model!r}")
+    click.echo(f"{model}: context {known.context_tokens}, completion {known.default_max_completion} when not asked")
+    own = [version for version in versions if version.model == model]
+    current = effective(own, at).get(model)
+    click.echo("no price in force: not offered" if current is None else f"now v{current.version}: {_shown(current)}")
+    for version in scheduled(own, at):
+        click.echo(_line(version))
 
 
 @command.command("list")
 def list_command() -> None:
     """Show every price version; `*` marks the one in force."""
+    _echo_versions(None)
+
+
+@command.command("history")
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, amounts in nano per million tokens.")
+def history(model: str | None, *, as_json: bool) -> None:
+    """Show the price versions of MODEL, or of all; `*` marks the one in force."""
+    if not as_json:
+        _echo_versions(model)
+        return
+    _terms, versions, _at = run_on_pool(list_prices)
+    for version in versions:
+        if model in {None, version.model}:
+            price = msgspec.structs.asdict(version.price)
+            price.pop("customer_bps")
+            shown = {"model": version.model, "effective_from": version.effective_from, **price}
+            click.echo(msgspec.json.encode(shown).decode())
+
+
+async def _add(
+    pool: Pool, model: str, prompt: int, completion: int, cached: int | None, share_bps: int,
+    moment: dt.datetime | None,
+) -> PriceVersion:  # fmt: skip
+    return await set_price(
+        pool,
+        model,
+        prompt=prompt,
+        cached=prompt if cached is None else cached,
+        completion=completion,
+        share_bps=share_bps,
+        effective_from=moment.replace(tzinfo=dt.UTC) if moment is not None else None,
+    )
+
+
+def _tell(version: PriceVersion) -> None:
+    click.echo(f"{version.model} version {version.price.version} from {version.effective_from:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def _echo_versions(model: str | None) -> None:
     _terms, versions, at = run_on_pool(list_prices)
     current = effective(versions, at)
     for version in versions:
-        price = version.price
-        mark = "*" if current.get(version.model) == price else " "
-        click.echo(
-            f"{mark} {version.model} v{price.version} from {version.effective_from:%Y-%m-%d %H:%M:%S}: "
-            f"{_shown(price)}, worker {price.share_bps / 100:g} %"
-        )
+        if model in {None, version.model}:
+            mark = "*" if current.get(version.model) == version.price else " "
+            click.echo(f"{mark} {_line(version)}")
+
+
+def _line(version: PriceVersion) -> str:
+    price = version.price
+    return (
+        f"{version.model} v{price.version} from {version.effective_from:%Y-%m-%d %H:%M:%S}: "
+        f"{_shown(price)}, worker {price.share_bps / 100:g} %"
+    )
 
 
 def _shown(price: Price) -> str:

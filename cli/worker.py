@@ -22,11 +22,14 @@ _OPTIONS = {
     "engine": ("COCOON_ENGINE", "xllamacpp, sglang, sglang+URL of a running SGLang, or URL of an OpenAI API."),
     "model-path": ("COCOON_ENGINE_MODEL_PATH", "Model file (xllamacpp) or folder (sglang)."),
     "served-model": ("COCOON_SERVED_MODEL", "Name under which the model is offered."),
+    "ask": ("COCOON_WORKER_ASK", "Your price in TON per million tokens: PROMPT/CACHED/COMPLETION, or @FILE with it."),
+    "ask-or-ceiling": ("COCOON_WORKER_ASK_OR_CEILING", "1: where the network pays less than you ask, work for that."),
     "threads": ("COCOON_ENGINE_THREADS", "CPU threads of the embedded engine; default 2."),
     "engine-args": ("COCOON_ENGINE_ARGS", "More arguments for a launched SGLang, quoted as in a shell."),
     "context-tokens": ("COCOON_CONTEXT_TOKENS", "Context of one request; default 4096."),
     "drain-s": ("COCOON_DRAIN_S", "Seconds that running jobs get after SIGTERM; default 30."),
     "state": ("COCOON_WORKER_STATE", "Folder for receipts until the gateway has judged them."),
+    "operator-key": ("COCOON_OPERATOR_KEY", "Public key of the operator whose gateways may sign tickets (hex)."),
     "global-id": ("COCOON_GLOBAL_ID", "Refuse a gateway of another TON network than this."),
 }
 

@@ -21,6 +21,8 @@ HEARTBEAT_SECONDS = 2.0
 HEARTBEATS_MISSED_MAX = 3
 
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/:-]*\Z")]
+NanoPerMtok = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Keyset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,12 +63,28 @@ def keyset_digest(raw: bytes) -> bytes:
 class ServedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model of one worker; `context_tokens` is what a single request may use."""
 
-    id: Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/:-]*\Z")]
+    id: ModelName
     context_tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 
 
-class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/workers/enrol`, authorised by a worker key. `capacity` is requests in flight."""
+class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a worker asks for one model, in nano per million tokens: at or below the network's price (PROTOCOL §6).
+
+    `or_ceiling`: where the network's price is lower than the ask, work at that price rather than not at all.
+    """
+
+    model: ModelName
+    prompt: NanoPerMtok
+    cached: NanoPerMtok
+    completion: NanoPerMtok
+    or_ceiling: bool = False
+
+
+class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`POST /v1/workers/enrol`, authorised by a worker key. `capacity` is requests in flight.
+
+    A model without an ask is served at the network's price. Enrolling again with other asks changes nothing else.
+    """
 
     keyset: bytes
     url: Annotated[str, msgspec.Meta(max_length=256)]
@@ -75,6 +93,7 @@ class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     capacity: Annotated[int, msgspec.Meta(ge=1, le=4096)]
     engine: Annotated[str, msgspec.Meta(max_length=64)]
     tee_type: Annotated[str, msgspec.Meta(max_length=32)] = "none"
+    asks: Annotated[tuple[Ask, ...], msgspec.Meta(max_length=64)] = ()
 
 
 class EnrolAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,7 +4,7 @@ Requests keep their bytes; these types only look. Unknown fields are tolerated e
 business); fields we act on must have the right type.
 """
 
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
@@ -12,6 +12,7 @@ from cocoon.errors import MalformedError
 
 MAX_CHOICES = 16
 """Largest `n`."""
+NanoLimit = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -33,11 +34,18 @@ class Message(msgspec.Struct, frozen=True):
     content: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class MaxPrice(msgspec.Struct, frozen=True):
+    """The most that the client pays, in nano per million tokens."""
+
+    prompt: NanoLimit | None = None
+    completion: NanoLimit | None = None
+
+
 class Provider(msgspec.Struct, frozen=True):
-    """Our routing preferences (DESIGN §4). `max_price` is nano per million completion tokens."""
+    """Our routing preferences (DESIGN §4). A bare `max_price` is nano per million completion tokens."""
 
     require: Literal["any", "tdx", "tdx+gpu"] = "any"
-    max_price: int | None = None
+    max_price: NanoLimit | MaxPrice | None = None
     sort: Literal["latency", "price", "throughput"] = "latency"
     only: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()

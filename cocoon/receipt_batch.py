@@ -9,6 +9,8 @@ from typing import Annotated
 
 import msgspec
 
+from cocoon.signed_batch import COUNTERSIGNATURE_BYTES, Proof, SignedBatch
+
 RECEIPTS_PATH = "/v1/workers/receipts"
 RECEIPTS_MAX = 500
 """Receipts of one batch."""
@@ -63,7 +65,20 @@ class ReceiptBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     receipts: Annotated[tuple[DeliveredReceipt, ...], msgspec.Meta(max_length=RECEIPTS_MAX)]
 
 
+class Countersigned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The gateway's word on what a receipt was charged: the leaf's exact bytes, and its place in the signed batch."""
+
+    leaf: Annotated[bytes, msgspec.Meta(min_length=COUNTERSIGNATURE_BYTES, max_length=COUNTERSIGNATURE_BYTES)]
+    proof: Proof
+
+
 class ReceiptVerdicts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One verdict for each receipt of the batch, in its order."""
+    """One verdict for each receipt of the batch, in its order.
+
+    `countersigned` is empty, or has an entry for each receipt, all under `batch`: None where there is nothing final
+    to say. A gateway that cannot sign at the moment judges all the same.
+    """
 
     verdicts: tuple[Verdict, ...]
+    batch: SignedBatch | None = None
+    countersigned: tuple[Countersigned | None, ...] = ()

@@ -17,6 +17,7 @@ from cocoon.openai import ChatRequest
 from cocoon.usage import TokenUsage
 from gateway.auth import Principal
 from gateway.errors import InvalidRequestError, ModelForbiddenError, ModelUnknownError
+from gateway.quotes import PriceLimit, ceiling_of
 
 MESSAGES_MAX = 100_000
 
@@ -29,19 +30,28 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     choices: int
 
     @property
+    def usage(self) -> TokenUsage:
+        """The most that can be charged for."""
+        return TokenUsage(prompt=self.prompt, completion=self.completion)
+
+    @property
     def completion_per_choice(self) -> int:
         """The maximum that the engine is given."""
         return self.completion // self.choices
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
-    """A request with credit behind it. `lease` is what its ticket names: the credit lease, or the job's own hold."""
+    """A request with credit behind it. `lease` is what its ticket names: the credit lease, or the job's own hold.
+
+    `offer` has the network's price at admission. An attempt may cost less, and is never priced above `limit`.
+    """
 
     job_id: uuid.UUID
     lease: uuid.UUID
     offer: ModelOffer
     bounds: Bounds
     held: Amount
+    limit: PriceLimit | None = None
 
 
 def parse_chat(body: bytes) -> ChatRequest:
@@ -105,15 +115,17 @@ def bound(request: ChatRequest, body: bytes, offer: ModelOffer) -> Bounds:
 
 async def hold_credit(
     ledger: Ledger, principal: Principal, job_id: uuid.UUID, request: ChatRequest, bounds: Bounds, offer: ModelOffer,
-    ttl: dt.timedelta,
+    ttl: dt.timedelta, limit: PriceLimit | None = None,
 ) -> Admission:  # fmt: skip
-    """Reserve the worst case; without `max_tokens`, as much of it as the balance affords (PROTOCOL §6).
+    """Reserve the worst case at the highest price that `limit` allows.
+
+    Without `max_tokens` it is as much of it as the balance affords (PROTOCOL §6).
 
     Raises:
         InsufficientCreditError: the balance does not cover the request.
         LedgerUnavailableError: the books cannot be reached.
     """
-    price = offer.price
+    price = ceiling_of(offer.price, limit).as_charged()
     prompt_cost = price.numerator(TokenUsage(prompt=bounds.prompt))
     worst = prompt_cost + price.numerator(TokenUsage(completion=bounds.completion))
     least = worst
@@ -138,6 +150,7 @@ async def hold_credit(
         offer=offer,
         bounds=Bounds(prompt=bounds.prompt, completion=completion, choices=bounds.choices),
         held=hold.amount,
+        limit=limit,
     )
 
 

@@ -29,7 +29,7 @@ from billing.postgres.prices import load_price_book
 from billing.postgres.recoveries import Recoveries
 from cocoon import openai
 from cocoon.clock import Clock, SystemClock, system_random
-from cocoon.errors import CocoonError
+from cocoon.errors import CocoonError, MalformedError
 from cocoon.logs import configure_logging
 from cocoon.tracing import start_tracer
 from gateway.attempts import Attempts
@@ -48,8 +48,9 @@ from gateway.prices import Prices
 from gateway.recovery import Reconciler
 from gateway.redis.limiter import RedisLimiter
 from gateway.services import Services
-from gateway.settings import Settings, read_settings
+from gateway.settings import Settings, SettingsError, read_settings
 from gateway.settle import SETTLE_S_MAX, Settler
+from gateway.signing import BatchSigner, GatewayKey, development_key
 from gateway.stopping import graceful_stop
 from workers.enrolments import upstream
 from workers.postgres.enrolments import EnrolmentListener, EnrolmentStore
@@ -132,6 +133,9 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
     transport = Transport(clock, allow_private=settings.allow_private_workers)
     limiter = RedisLimiter(redis_url, clock)
     heartbeats = HeartbeatBus(redis_url, registry, clock, rng)
+    signer = BatchSigner(
+        _gateway_key(settings, clock), global_id=settings.global_id, network_secret=network_secret, clock=clock
+    )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(tracer.close)
         stack.callback(transport.close)
@@ -157,12 +161,14 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
                 Recoveries(pool, PostgresLeases(pool, database_url)),
                 network_secret=network_secret, global_id=settings.global_id,
             ),
+            signer=signer,
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
             database_url, registry, clock, rng, allow_private=settings.allow_private_workers
         )
         background = await stack.enter_async_context(_Background())
+        background.start("signatures", signer.run)
         background.start("keys", key_listener.run)
         background.start("enrolments", enrolment_listener.run)
         background.start("heartbeats", lambda: _after_enrolments(enrolment_listener, heartbeats))
@@ -171,6 +177,24 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         background.start("sweep", lambda: _sweep(ledger))
         background.start("partitions", lambda: _keep_partitions(pool))
         yield services
+
+
+def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
+    """The key that signs tickets.
+
+    Raises:
+        SettingsError: key and delegation are not for each other, for this network, or for now.
+    """
+    if settings.gateway_key is None or settings.delegation is None:
+        secret = bytes.fromhex(settings.network_secret.reveal())
+        return development_key(secret, global_id=settings.global_id, clock=clock)
+    try:
+        return GatewayKey(
+            bytes.fromhex(settings.gateway_key.reveal()), settings.delegation, global_id=settings.global_id,
+            clock=clock,
+        )  # fmt: skip
+    except MalformedError as error:
+        raise SettingsError(f"COCOON_GATEWAY_DELEGATION cannot be used: {error}") from error
 
 
 def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Random) -> LeasedLedger:

@@ -5,6 +5,7 @@ import uuid
 from cocoon.clock import Clock
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.http1 import HopError
+from cocoon.money import Price
 from cocoon.usage import TokenUsage
 from gateway.admission import Bounds
 from gateway.exchange import State
@@ -33,9 +34,10 @@ class AttemptBusyError(AttemptFailedError):
 class Attempt:
     """The mutable part of an attempt."""
 
-    def __init__(self, number: int, dispatch: Dispatch, clock: Clock) -> None:
+    def __init__(self, number: int, dispatch: Dispatch, clock: Clock, price: Price) -> None:
         self.number = number
         self.dispatch = dispatch
+        self.price = price
         self.first_token_s: float | None = None
         self._clock = clock
         self._began = clock.monotonic()

@@ -9,6 +9,7 @@ import uuid
 import structlog
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from billing.pricing import ModelOffer
 from cocoon import openai
 from cocoon.clock import Clock
 from cocoon.errors import CocoonError, MalformedError
@@ -21,6 +22,7 @@ from gateway.client import Client, require_present
 from gateway.deadline import Deadline
 from gateway.errors import AnswerBrokenError, UpstreamRefusedError
 from gateway.exchange import Event
+from gateway.quotes import PriceLimit, price_at, quote_for, require_offered
 from gateway.stubs import Stub, seal_stub, stub_key
 from gateway.walk import Call, Walk
 from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
@@ -41,6 +43,7 @@ TICKET_MARGIN_S = 30
 COOLDOWN_S_DEFAULT = 1.0
 """When a worker is busy and does not say for how long."""
 KEYSETS_MAX = 4096
+_NO_PREFERENCE = openai.Provider()
 _REQUESTS_FAULT = frozenset({400, 413, 415, 422})
 _BUSY = frozenset({429, 503})
 log = structlog.get_logger()
@@ -61,6 +64,18 @@ class Attempts:
         self._global_id = global_id
         self._ticket_s = request_s_max + TICKET_MARGIN_S
         self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
+
+    def require_offered(self, offer: ModelOffer, request: ChatRequest, limit: PriceLimit) -> None:
+        """Refuse a request before it holds anything when everybody it may go to costs more than it allows.
+
+        Raises:
+            PriceLimitError: with the cheapest price.
+        """
+        provider = request.provider or _NO_PREFERENCE
+        targets = self._router.targets(
+            offer.model, require=provider.require, only=provider.only, ignore=provider.ignore
+        )
+        require_offered(targets, offer, limit)
 
     async def first(
         self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client, deadline: Deadline
@@ -88,7 +103,7 @@ class Attempts:
                 log.warning("attempt_failed", job_id=walk.name, worker=attempt.worker_name, reason=str(error))
                 failure = error
                 excluded.add(attempt.dispatch.target.target_id)
-                walk.attempt = None
+                walk.failed, walk.attempt = attempt, None
                 walk.exchange.note(Event.RETRY)
             else:
                 walk.exchange.note(Event.FIRST_BYTE)
@@ -99,7 +114,13 @@ class Attempts:
         self, walk: Walk, admission: Admission, request: ChatRequest, number: int, excluded: set[uuid.UUID],
         failure: CocoonError | None,
     ) -> Attempt:  # fmt: skip
-        provider = request.provider or openai.Provider()
+        provider = request.provider or _NO_PREFERENCE
+        offer, limit, quote = admission.offer, admission.limit, None
+        cheapest = provider.sort == "price"
+        # Nearly every request goes without: then everybody costs the same.
+        asked = self._router.has_asks(request.model)
+        if asked or limit is not None:
+            quote = quote_for(request.model, offer.price, limit, admission.bounds.usage)
         try:
             dispatch = self._router.choose(
                 request.model,
@@ -108,13 +129,17 @@ class Attempts:
                 only=provider.only,
                 ignore=provider.ignore,
                 prompt_tokens_bound=admission.bounds.prompt,
+                quote=quote,
+                cheapest=cheapest,
             )
         except (NoWorkerError, WorkersBusyError, ModelNotFoundError) as error:
             if failure is not None:
                 raise _exhausted(failure) from None
             # The model has a price, so it exists: only nobody serves it now.
             raise (NoWorkerError() if isinstance(error, ModelNotFoundError) else error) from None
-        attempt = walk.attempt = Attempt(number, dispatch, self._clock)
+        price = price_at(dispatch.target, request.model, offer.price) if asked else offer.price
+        assert price is not None, "nobody is chosen who asks for too much"
+        attempt = walk.attempt = Attempt(number, dispatch, self._clock, price)
         walk.exchange.note(Event.DISPATCH)
         return attempt
 
@@ -124,7 +149,7 @@ class Attempts:
         target = attempt.dispatch.target
         ticket, stub = None, None
         if isinstance(target, Worker):
-            ticket, stub = self._ticket(target, attempt.number, walk, admission)
+            ticket, stub = self._ticket(target, attempt, walk, admission)
         job = Job(
             job_id=walk.job_id,
             model=request.model,
@@ -175,7 +200,7 @@ class Attempts:
         attempt.failed(DispatchOutcome.FAILED_BEFORE_FIRST_BYTE)
         return AttemptFailedError(str(error))
 
-    def _ticket(self, worker: Worker, number: int, walk: Walk, admission: Admission) -> tuple[str, str]:
+    def _ticket(self, worker: Worker, attempt: Attempt, walk: Walk, admission: Admission) -> tuple[str, str]:
         """The ticket's header and its stub's."""
         assert walk.principal is not None, "dispatched requests have a payer"
         digest = worker.keyset_digest
@@ -189,9 +214,9 @@ class Attempts:
             global_id=self._global_id,
             stake=worker.stake,
             job_id=walk.job_id,
-            attempt=number,
+            attempt=attempt.number,
             lease=admission.lease,
-            price_version=admission.offer.price.version,
+            price_version=attempt.price.version,
             max_prompt=admission.bounds.prompt,
             max_completion=admission.bounds.completion,
             not_after=int(self._clock.now().timestamp() + self._ticket_s),
@@ -201,7 +226,7 @@ class Attempts:
             customer_id=walk.principal.customer_id,
             key_id=walk.principal.key_id,
             model=admission.offer.model,
-            price=admission.offer.price,
+            price=attempt.price,
         )
         return seal_ticket(keys[0], ticket), seal_stub(keys[1], worker.worker_id, ticket.encode(), stub)
 

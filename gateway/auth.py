@@ -66,26 +66,58 @@ class Role(enum.StrEnum):
     WORKER = "worker"
 
 
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key's project allows all of its keys together. None is unlimited; spend is nano per UTC day and month."""
+
+    project_id: uuid.UUID
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+    concurrency_max: int | None = None
+    spend_day_nano_max: int | None = None
+    spend_month_nano_max: int | None = None
+
+
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """The holder of a key and its limits. None is unlimited; empty `allowed_models` allows every model."""
+    """The holder of a key and its limits. None is unlimited; empty `allowed_models` allows every model.
+
+    `customer_id` is the organisation that pays. Every stored key has a `project`, whose limits apply besides its own.
+    `organisation_admin` lets a customer's key manage its own organisation.
+    """
 
     key_id: uuid.UUID
     customer_id: uuid.UUID
     name: str
     role: Role = Role.CUSTOMER
+    organisation_admin: bool = False
+    project: Project | None = None
     requests_per_min: int | None = None
     tokens_per_min: int | None = None
     concurrency_max: int | None = None
+    spend_day_nano_max: int | None = None
+    spend_month_nano_max: int | None = None
     allowed_models: frozenset[str] = frozenset()
     cors_origins: frozenset[str] = frozenset()
     expires_at: dt.datetime | None = None
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A live key as stored: its SHA-256 and whom it admits."""
+    """A live key as stored: its SHA-256 and whom it admits.
+
+    After a rotation the secret before it, `previous_sha256`, admits the same until `previous_expires_at`.
+    """
 
     sha256: bytes
     principal: Principal
+    previous_sha256: bytes | None = None
+    previous_expires_at: dt.datetime | None = None
+
+    def holders(self) -> dict[bytes, Principal]:
+        """Whom each of the key's secrets admits, by hash."""
+        held = {self.sha256: self.principal}
+        if self.previous_sha256 is not None and self.previous_expires_at is not None:
+            ends = [end for end in (self.principal.expires_at, self.previous_expires_at) if end is not None]
+            held[self.previous_sha256] = msgspec.structs.replace(self.principal, expires_at=min(ends))
+        return held
 
 
 class KeyTable:
@@ -94,12 +126,12 @@ class KeyTable:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._by_hash: dict[bytes, Principal] = {}
-        self._hash_of: dict[uuid.UUID, bytes] = {}
+        self._hashes_of: dict[uuid.UUID, tuple[bytes, ...]] = {}
         self._confirmed: float | None = None
         self._origins: frozenset[str] | None = None
 
     def __len__(self) -> int:
-        return len(self._by_hash)
+        return len(self._hashes_of)
 
     @property
     def fresh(self) -> bool:
@@ -108,23 +140,22 @@ class KeyTable:
 
     def replace(self, records: Iterable[KeyRecord], *, confirmed_at: float) -> None:
         """Take a full load that was asked for at `confirmed_at` (monotonic); keys that are not in it stop working."""
-        by_hash = {record.sha256: record.principal for record in records}
-        self._hash_of = {principal.key_id: sha256 for sha256, principal in by_hash.items()}
-        self._by_hash = by_hash
+        self._by_hash = {}
+        self._hashes_of = {}
+        for record in records:
+            self._add(record)
         self._origins = None
         self.confirm(confirmed_at)
 
     def put(self, record: KeyRecord) -> None:
         """Add or change one key."""
         self.remove(record.principal.key_id)
-        self._by_hash[record.sha256] = record.principal
-        self._hash_of[record.principal.key_id] = record.sha256
+        self._add(record)
         self._origins = None
 
     def remove(self, key_id: uuid.UUID) -> None:
         """Forget a key; unknown ids are no error."""
-        sha256 = self._hash_of.pop(key_id, None)
-        if sha256 is not None:
+        for sha256 in self._hashes_of.pop(key_id, ()):
             del self._by_hash[sha256]
             self._origins = None
 
@@ -161,6 +192,11 @@ class KeyTable:
             raise ExpiredKeyError
         return principal
 
+    def _add(self, record: KeyRecord) -> None:
+        holders = record.holders()
+        self._by_hash.update(holders)
+        self._hashes_of[record.principal.key_id] = tuple(holders)
+
 
 def require_role(principal: Principal, *roles: Role) -> None:
     """Refuse a key of another role.
@@ -170,3 +206,14 @@ def require_role(principal: Principal, *roles: Role) -> None:
     """
     if principal.role not in roles:
         raise RoleForbiddenError
+
+
+def require_organisation_admin(principal: Principal) -> None:
+    """Refuse whoever may not manage the projects and keys of its own organisation.
+
+    Raises:
+        RoleForbiddenError: the key's organisation gave it no such right; a network admin has its own endpoints.
+    """
+    require_role(principal, Role.CUSTOMER)
+    if not principal.organisation_admin:
+        raise RoleForbiddenError("This API key may not manage its organisation.")

@@ -47,6 +47,12 @@ class ModelForbiddenError(GatewayError):
     code: ClassVar[str] = "model_not_allowed"
 
 
+class PriceLimitError(GatewayError):
+    """Nobody serves the model at the price that the request allows."""
+
+    code: ClassVar[str] = "max_price_too_low"
+
+
 class UpstreamRefusedError(GatewayError):
     """The engine refused the request for a reason that lies in the request."""
 

@@ -71,7 +71,7 @@ TERMINAL = frozenset({State.COMPLETED, State.REFUSED, State.BROKEN, State.CLIENT
 class Exchange:
     """One request's state and the times of its transitions (monotonic seconds, first entry into each state)."""
 
-    __slots__ = ("_clock", "dispatched", "entered", "held", "started_at", "state")
+    __slots__ = ("_at_work", "_clock", "_tried", "entered", "held", "started_at", "state")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -79,7 +79,8 @@ class Exchange:
         self.started_at = clock.now()
         self.entered: dict[State, float] = {State.RECEIVED: clock.monotonic()}
         self.held = False
-        self.dispatched = False
+        self._tried = False
+        self._at_work = False
 
     @property
     def ended(self) -> bool:
@@ -94,9 +95,9 @@ class Exchange:
         self.entered.setdefault(following, self._clock.monotonic())
         if following is State.ADMITTED:
             self.held = True
-            self.dispatched = False
+            self._at_work = False
         elif following is State.DISPATCHED:
-            self.dispatched = True
+            self._at_work = self._tried = True
 
     def end(self, event: Event) -> None:
         """Like `note`, but the first end wins: after it, nothing changes."""
@@ -105,25 +106,25 @@ class Exchange:
 
     @property
     def money(self) -> Money:
-        """What the end means for the hold; to be asked only after the end."""
+        """What the end means for the hold; to be asked only after the end.
+
+        Whatever a worker has had a ticket for is settled, if only as broken: without a usage row, the worker's receipt
+        would pass for an answer whose gateway died.
+        """
         assert self.ended, "the exchange goes on"
         if not self.held:
             return Money.NOTHING
-        if self.state is State.REFUSED or not self.dispatched:
-            return Money.VOID
-        return Money.SETTLE
+        return Money.SETTLE if self._tried else Money.VOID
 
     @property
     def outcome(self) -> Outcome:
         """The outcome to record; only where `money` is SETTLE."""
-        match self.state:
-            case State.COMPLETED:
-                return Outcome.COMPLETED
-            case State.CLIENT_GONE:
-                return Outcome.CLIENT_GONE
-            case _:
-                assert self.state is State.BROKEN, "refusals and live exchanges have no outcome"
-                return Outcome.BROKEN
+        assert self.money is Money.SETTLE, "nothing is recorded of what no worker had"
+        if self.state is State.COMPLETED:
+            return Outcome.COMPLETED
+        if self.state is State.CLIENT_GONE and self._at_work:
+            return Outcome.CLIENT_GONE
+        return Outcome.BROKEN
 
     def seconds_since_start(self, state: State) -> float | None:
         """When a state was first entered, in seconds after the start."""

@@ -21,7 +21,7 @@ from cocoon.usage import TokenUsage
 from gateway import relay
 from gateway.admission import Admission, bound, choose_offer, hold_credit, parse_chat
 from gateway.alarms import Alarms
-from gateway.attempt import AttemptFailedError
+from gateway.attempt import Attempt, AttemptFailedError
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable, Principal, Role, require_role
 from gateway.client import Client, ClientGoneError, KeepAlive, Limits, require_present
@@ -32,6 +32,7 @@ from gateway.headers import answer_headers, cors_headers
 from gateway.limits import Limiter
 from gateway.live import LiveExchanges
 from gateway.prices import Prices
+from gateway.quotes import read_limit
 from gateway.settle import SETTLE_S_MAX, Settler
 from gateway.spans import spans_of
 from gateway.walk import Call, Walk
@@ -70,7 +71,7 @@ class Pipeline:
         try:
             principal = self._authenticate(walk, call, client)
             request = await self._read(walk, client)
-            admission = await self._admit(walk, principal, request, client)
+            admission = await self._admit(walk, principal, request, call, client)
             await self._relay(walk, admission, request, call, client)
         except ClientGoneError:
             walk.exchange.end(Event.LEAVE)
@@ -110,8 +111,13 @@ class Pipeline:
         walk.request = parse_chat(walk.body)
         return walk.request
 
-    async def _admit(self, walk: Walk, principal: Principal, request: ChatRequest, client: Client) -> Admission:
+    async def _admit(
+        self, walk: Walk, principal: Principal, request: ChatRequest, call: Call, client: Client
+    ) -> Admission:
         offer = choose_offer(self._prices.book, principal, request.model)
+        limit = read_limit(request.provider, call.max_price)
+        if limit is not None:
+            self._attempts.require_offered(offer, request, limit)
         bounds = bound(request, walk.body, offer)
         walk.permit = await self._limiter.acquire(
             key_id=principal.key_id,
@@ -122,7 +128,7 @@ class Pipeline:
         )
         try:
             walk.admission = await hold_credit(
-                self._ledger, principal, walk.job_id, request, bounds, offer, self._hold_ttl
+                self._ledger, principal, walk.job_id, request, bounds, offer, self._hold_ttl, limit
             )
         except Exception as error:
             if not isinstance(error, CocoonError) or error.transient:
@@ -154,7 +160,7 @@ class Pipeline:
         self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client, deadline: Deadline
     ) -> None:
         attempt, batch = await self._attempts.first(walk, admission, request, call, client, deadline)
-        body = relay.priced_answer(batch.data, admission.offer.price, attempt.usage(admission.bounds))
+        body = relay.priced_answer(batch.data, attempt.price, attempt.usage(admission.bounds))
         walk.exchange.note(Event.COMPLETE)
         deadline.alive()
         await client.answer(answer_headers(walk, streams=False), body)
@@ -168,7 +174,7 @@ class Pipeline:
         if not client.began:
             await client.begin_stream(answer_headers(walk, streams=True))
         while batch.end is None:
-            if events := _shown(batch, admission, request):
+            if events := _shown(batch, attempt, admission, request):
                 await client.write(events)
                 require_present(client)
             deadline.progressed()
@@ -178,7 +184,7 @@ class Pipeline:
                 require_present(client)
                 raise AnswerBrokenError from error
             deadline.progressed()
-        last = _shown(batch, admission, request)
+        last = _shown(batch, attempt, admission, request)
         walk.exchange.note(Event.COMPLETE)
         await client.finish(last + DONE_EVENT)
 
@@ -216,15 +222,15 @@ class Pipeline:
             log.exception("trace_failed", job_id=walk.name)
 
 
-def _shown(batch: Batch, admission: Admission, request: ChatRequest) -> bytes:
+def _shown(batch: Batch, attempt: Attempt, admission: Admission, request: ChatRequest) -> bytes:
     try:
-        return relay.shown(batch.data, admission.offer.price, admission.bounds, with_cost=request.wants_usage)
+        return relay.shown(batch.data, attempt.price, admission.bounds, with_cost=request.wants_usage)
     except MalformedError as error:
         raise AnswerBrokenError from error
 
 
 def _settlement(walk: Walk, usage: TokenUsage, clock: Clock) -> Settlement:
-    admission, attempt, principal = walk.admission, walk.attempt, walk.principal
+    admission, attempt, principal = walk.admission, walk.attempt or walk.failed, walk.principal
     assert admission is not None, "settled requests were admitted"
     assert attempt is not None, "settled requests were dispatched"
     assert principal is not None, "settled requests have a payer"
@@ -237,7 +243,7 @@ def _settlement(walk: Walk, usage: TokenUsage, clock: Clock) -> Settlement:
         key_id=principal.key_id,
         worker_id=attempt.worker_id,
         model=admission.offer.model,
-        price=admission.offer.price,
+        price=attempt.price,
         usage=usage,
         outcome=exchange.outcome,
         finish_reason=attempt.finish_reason,

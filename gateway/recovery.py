@@ -11,7 +11,7 @@ history of enrolments is needed, and a receipt of an earlier keyset is as good a
 import asyncio
 import datetime as dt
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import structlog
@@ -48,6 +48,14 @@ class _Outline(msgspec.Struct, frozen=True):
     head: ReceiptHead
 
 
+class Judgement(msgspec.Struct, frozen=True):
+    """What became of a receipt; `charged` is what the books charge for exactly this one (10^-6 nano), if anything."""
+
+    verdict: Verdict
+    head: bytes
+    charged: int | None
+
+
 class Reconciler:
     """One process's judge of receipts."""
 
@@ -58,8 +66,8 @@ class Reconciler:
         self._waiting = 0
         self._turn = asyncio.Lock()
 
-    async def judge(self, worker_id: uuid.UUID, batch: ReceiptBatch) -> tuple[Verdict, ...]:
-        """One verdict for each receipt that the worker delivers; the same batch again changes nothing.
+    async def judge(self, worker_id: uuid.UUID, batch: ReceiptBatch) -> tuple[Judgement, ...]:
+        """One judgement for each receipt that the worker delivers; the same batch again changes nothing.
 
         Raises:
             OverloadedError: too many batches are waiting.
@@ -74,7 +82,7 @@ class Reconciler:
         finally:
             self._waiting -= 1
 
-    async def _judge(self, worker_id: uuid.UUID, batch: ReceiptBatch) -> tuple[Verdict, ...]:
+    async def _judge(self, worker_id: uuid.UUID, batch: ReceiptBatch) -> tuple[Judgement, ...]:
         outlines = [_outline(delivered) for delivered in batch.receipts]
         booked = await self._recoveries.booked({outline.job_id for outline in outlines if outline is not None})
         verdicts: list[Verdict | None] = []
@@ -95,7 +103,14 @@ class Reconciler:
             if len(verdicts) % VERIFIED_PER_TURN == 0:
                 await asyncio.sleep(0)
         judged = iter(await self._recoveries.reconcile(claims) if claims else ())
-        return tuple(next(judged) if verdict is None else verdict for verdict in verdicts)
+        whole = [next(judged) if verdict is None else verdict for verdict in verdicts]
+        if claims:
+            # What was recovered just now has rows of its own.
+            booked |= await self._recoveries.booked({claim.settlement.job_id for claim in claims})
+        return tuple(
+            Judgement(verdict=verdict, head=delivered.head, charged=_charged(verdict, delivered, outline, booked))
+            for verdict, delivered, outline in zip(whole, batch.receipts, outlines, strict=True)
+        )
 
 
 def verify(
@@ -166,6 +181,19 @@ def _outline(delivered: DeliveredReceipt) -> _Outline | None:
         return _Outline(ticket.job_id, ticket.attempt, ReceiptHead.decode(delivered.head))
     except MalformedError:
         return None
+
+
+def _charged(
+    verdict: Verdict,
+    delivered: DeliveredReceipt,
+    outline: _Outline | None,
+    booked: Mapping[uuid.UUID, Sequence[Booked]],
+) -> int | None:
+    """The charge, for the one receipt that its usage row holds: nothing is said about another head of the attempt."""
+    if not verdict.final or verdict is Verdict.REFUSED or outline is None:
+        return None
+    rows = booked.get(outline.job_id, ())
+    return next((row.numerator for row in rows if row.receipt_head == delivered.head), None)
 
 
 def _is_known(worker_id: uuid.UUID, delivered: DeliveredReceipt, outline: _Outline, rows: Sequence[Booked]) -> bool:

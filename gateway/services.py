@@ -11,6 +11,7 @@ from gateway.prices import Prices
 from gateway.recovery import Reconciler
 from gateway.settings import Settings
 from gateway.settle import Settler
+from gateway.signing import BatchSigner
 from workers.postgres.enrolments import EnrolmentStore
 from workers.redis.heartbeats import HeartbeatBus
 from workers.registry import Registry
@@ -23,7 +24,7 @@ class Services:
     def __init__(
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: Ledger, accounts: Accounts,
         registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus, tokens: HeartbeatTokens,
-        settler: Settler, pipeline: Pipeline, reconciler: Reconciler,
+        settler: Settler, pipeline: Pipeline, reconciler: Reconciler, signer: BatchSigner,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -38,4 +39,5 @@ class Services:
         self.settler = settler
         self.pipeline = pipeline
         self.reconciler = reconciler
+        self.signer = signer
         self.stopping = asyncio.Event()

@@ -9,9 +9,12 @@ from typing import Annotated
 
 import msgspec
 
-from cocoon.errors import CocoonError
+from cocoon.canonical import from_base64url
+from cocoon.delegation import operator_of
+from cocoon.errors import CocoonError, MalformedError
 
 _NETWORK_SECRET_BYTES = 32
+_SEED_BYTES = 32
 
 
 class SettingsError(CocoonError):
@@ -54,12 +57,18 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The gateway's configuration; durations in seconds."""
+    """The gateway's configuration; durations in seconds.
+
+    `gateway_key` (64 hexadecimal digits) signs tickets by the operator's `delegation`; both are None in development
+    where nothing was said.
+    """
 
     env: str
     database_url: Secret
     redis_url: Secret
     network_secret: Secret
+    gateway_key: Secret | None
+    delegation: bytes | None
     global_id: int
     allow_private_workers: bool
     upstreams: tuple[UpstreamSettings, ...]
@@ -94,11 +103,14 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
             raise ValueError
     except ValueError:
         raise SettingsError("COCOON_NETWORK_SECRET must be 64 hexadecimal digits") from None
+    gateway_key, delegation = _signing(env)
     return Settings(
         env=_one_of(env, "COCOON_ENV", ("production", "development"), "production"),
         database_url=Secret(_required(env, "COCOON_DATABASE_URL")),
         redis_url=Secret(_required(env, "COCOON_REDIS_URL")),
         network_secret=Secret(secret),
+        gateway_key=gateway_key,
+        delegation=delegation,
         global_id=int(_number(env, "COCOON_GLOBAL_ID", -3, low=-(2**31), high=2**31 - 1)),
         allow_private_workers=_one_of(env, "COCOON_ALLOW_PRIVATE_WORKERS", ("0", "1"), "0") == "1",
         upstreams=_upstreams(env),
@@ -114,6 +126,25 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         lease_ttl_s=_number(env, "COCOON_LEASE_TTL_S", 60, low=1, high=3600),
         lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
     )
+
+
+def _signing(env: Mapping[str, str]) -> tuple[Secret | None, bytes | None]:
+    """The key that signs, and the operator's delegation to it; only development may do without."""
+    development = env.get("COCOON_ENV") == "development"
+    if development and not env.get("COCOON_GATEWAY_KEY") and not env.get("COCOON_GATEWAY_DELEGATION"):
+        return None, None
+    key = _required(env, "COCOON_GATEWAY_KEY")
+    try:
+        if len(bytes.fromhex(key)) != _SEED_BYTES:
+            raise ValueError
+    except ValueError:
+        raise SettingsError("COCOON_GATEWAY_KEY must be 64 hexadecimal digits") from None
+    try:
+        delegation = from_base64url(_required(env, "COCOON_GATEWAY_DELEGATION"))
+        operator_of(delegation)
+    except MalformedError:
+        raise SettingsError("COCOON_GATEWAY_DELEGATION is not a delegation (`cocoon operator delegate`)") from None
+    return Secret(key), delegation
 
 
 def _required(env: Mapping[str, str], name: str) -> str:

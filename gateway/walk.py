@@ -22,14 +22,15 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     origin: str | None = None
     traceparent: str | None = None
     salt: str | None = None
+    max_price: str | None = None
 
 
 class Walk:
     """What is known of one request so far: everything that the end needs, whenever it comes."""
 
     __slots__ = (
-        "admission", "attempt", "body", "error", "exchange", "job_id", "name", "permit", "principal", "request",
-        "trace",
+        "admission", "attempt", "body", "error", "exchange", "failed", "job_id", "name", "permit", "principal",
+        "request", "trace",
     )  # fmt: skip
 
     def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace) -> None:
@@ -43,6 +44,8 @@ class Walk:
         self.permit: Permit | None = None
         self.admission: Admission | None = None
         self.attempt: Attempt | None = None
+        self.failed: Attempt | None = None
+        """The last attempt that was given up: what a job that nobody answers is recorded under."""
         self.error: CocoonError | None = None
 
     def fail(self, error: CocoonError) -> None:

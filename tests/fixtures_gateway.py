@@ -175,28 +175,33 @@ class Stack:
     # Processes
 
     async def start_gateway(self, *, processes: int = 1, upstream: bool = True, **environment: str) -> None:
-        upstreams = [{"name": "engine", "url": self.engine.url, "models": {MODEL: MODEL}, "context_tokens": 8192}]
-        env = {
-            "COCOON_ENV": "development", "COCOON_DATABASE_URL": self.database_url, "COCOON_REDIS_URL": self.redis_url,
-            "COCOON_PORT": str(self.port), "COCOON_GATEWAY_PROCESSES": str(processes),
-            "COCOON_NETWORK_SECRET": NETWORK_SECRET, "COCOON_ALLOW_PRIVATE_WORKERS": "1", "COCOON_DRAIN_S": "5",
-            "COCOON_LEASE_IDLE_S": "0.2", "COCOON_UPSTREAMS": json.dumps(upstreams if upstream else []), **environment,
-        }  # fmt: skip
-        self.gateway = self.start("gateway", ["gateway"], env)
+        settings = self.gateway_environment(self.port, processes=processes, upstream=upstream) | environment
+        self.gateway = self.start("gateway", ["gateway"], settings)
         async with self.client() as client:
             await self.until_true(
                 lambda: client.get("/v1/models"), lambda answer: answer.status_code == 200 and answer.json()["data"]
             )
 
-    async def start_worker(self, name: str, engine: ScriptedEngine, **environment: str) -> subprocess.Popen[bytes]:
-        """A real agent in front of a scripted engine, once the gateway routes to it."""
-        env = {
+    def gateway_environment(self, port: int, *, processes: int = 1, upstream: bool = True) -> dict[str, str]:
+        upstreams = [{"name": "engine", "url": self.engine.url, "models": {MODEL: MODEL}, "context_tokens": 8192}]
+        return {
+            "COCOON_ENV": "development", "COCOON_DATABASE_URL": self.database_url, "COCOON_REDIS_URL": self.redis_url,
+            "COCOON_PORT": str(port), "COCOON_GATEWAY_PROCESSES": str(processes),
+            "COCOON_NETWORK_SECRET": NETWORK_SECRET, "COCOON_ALLOW_PRIVATE_WORKERS": "1", "COCOON_DRAIN_S": "5",
+            "COCOON_LEASE_IDLE_S": "0.2", "COCOON_UPSTREAMS": json.dumps(upstreams if upstream else []),
+        }  # fmt: skip
+
+    def worker_environment(self, name: str, engine: ScriptedEngine) -> dict[str, str]:
+        return {
             "COCOON_ENV": "development", "COCOON_GATEWAY_URL": f"http://127.0.0.1:{self.port}",
             "COCOON_WORKER_KEY": self.worker_key, "COCOON_WORKER_NAME": name, "COCOON_WORKER_LISTEN": "127.0.0.1:0",
             "COCOON_WORKER_CAPACITY": "64", "COCOON_ENGINE": engine.url.removesuffix("/v1"),
-            "COCOON_SERVED_MODEL": MODEL, "COCOON_CONTEXT_TOKENS": "8192", "COCOON_DRAIN_S": "5", **environment,
+            "COCOON_SERVED_MODEL": MODEL, "COCOON_CONTEXT_TOKENS": "8192", "COCOON_DRAIN_S": "5",
         }  # fmt: skip
-        process = self.start(name, ["worker"], env)
+
+    async def start_worker(self, name: str, engine: ScriptedEngine, **environment: str) -> subprocess.Popen[bytes]:
+        """A real agent in front of a scripted engine, once the gateway routes to it."""
+        process = self.start(name, ["worker"], self.worker_environment(name, engine) | environment)
         await self.until_workers(sum(1 for p in self._processes if p.poll() is None) - 1)
         return process
 
@@ -223,9 +228,10 @@ class Stack:
         self._processes.append(process)
         return process
 
-    def log(self, name: str = "gateway") -> str:
+    def log(self, name: str = "gateway", characters: int | None = 4000) -> str:
+        """The end of what a process wrote, or all of it."""
         path = self._logs / f"{name}.log"
-        return path.read_text()[-4000:] if path.exists() else ""
+        return path.read_text()[-(characters or 0) :] if path.exists() else ""
 
     # Clients
 

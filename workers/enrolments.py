@@ -10,13 +10,14 @@ from cocoon.enrolment import KEYSET_SECONDS_MAX, EnrolRequest, Keyset, keyset_di
 from cocoon.errors import MalformedError
 from workers.addresses import parse_endpoint, require_permitted_host
 from workers.errors import (
+    AskRefusedError,
     EvidenceRefusedError,
     KeysetLifetimeError,
     KeysetRefusedError,
     ModelsRefusedError,
     WorkerURLRefusedError,
 )
-from workers.targets import Upstream, Worker, upstream_id_of
+from workers.targets import PostedAsk, Upstream, Worker, upstream_id_of
 
 KEYSET_BYTES_MAX = 8192
 CLOCK_SKEW_S_MAX = 60
@@ -60,6 +61,7 @@ def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allo
         KeysetLifetimeError: it is not valid now, or for longer than `KEYSET_SECONDS_MAX`.
         WorkerURLRefusedError: the URL is not `https://host[:port]` or points where the gateway must not go.
         ModelsRefusedError: a model is named twice.
+        AskRefusedError: an ask is no price, or of a model that is not served or asked for twice.
         EvidenceRefusedError: a TEE is claimed, which nothing here can verify yet.
     """
     keyset = _decode_keyset(request.keyset)
@@ -68,6 +70,7 @@ def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allo
         raise EvidenceRefusedError
     if len({model.id for model in request.models}) != len(request.models):
         raise ModelsRefusedError
+    asks = _asks(request)
     endpoint = parse_endpoint(request.url)
     if not endpoint.tls or endpoint.path:
         raise WorkerURLRefusedError("a worker's URL is https://host[:port]")
@@ -89,6 +92,7 @@ def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allo
         receipt_pk=keyset.receipt_pk,
         not_before=keyset.not_before,
         not_after=keyset.not_after,
+        asks=asks,
     )
 
 
@@ -112,6 +116,27 @@ def upstream(
         context_tokens=context_tokens,
         capacity=capacity,
         api_key=api_key,
+    )
+
+
+def _asks(request: EnrolRequest) -> tuple[PostedAsk, ...]:
+    served = {model.id for model in request.models}
+    if not {ask.model for ask in request.asks} <= served or len({ask.model for ask in request.asks}) < len(
+        request.asks
+    ):
+        raise AskRefusedError("asks name served models, each once")
+    if any(ask.cached > ask.prompt for ask in request.asks):
+        raise AskRefusedError("a cached token never costs more than an uncached one")
+    return tuple(
+        PostedAsk(
+            version=0,
+            model=ask.model,
+            prompt=ask.prompt,
+            cached=ask.cached,
+            completion=ask.completion,
+            or_ceiling=ask.or_ceiling,
+        )
+        for ask in request.asks
     )
 
 

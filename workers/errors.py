@@ -65,6 +65,12 @@ class ModelsRefusedError(EnrolmentRefusedError):
     code: ClassVar[str] = "models_refused"
 
 
+class AskRefusedError(EnrolmentRefusedError):
+    """What the worker asks for its work is not acceptable; its earlier ask stays in force."""
+
+    code: ClassVar[str] = "ask_refused"
+
+
 class EvidenceRefusedError(EnrolmentRefusedError):
     """The worker claims a TEE that the gateway cannot verify."""
 

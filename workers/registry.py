@@ -58,6 +58,7 @@ class Registry:
         self._workers: dict[uuid.UUID, Member] = {}
         self._upstreams: dict[uuid.UUID, Member] = {}
         self._by_model: dict[str, tuple[Member, ...]] = {}
+        self._asked: frozenset[str] = frozenset()
         self._early: dict[uuid.UUID, tuple[float, Heartbeat]] = {}
         self._held_at: float | None = None
 
@@ -118,6 +119,10 @@ class Registry:
     def knows(self, model: str) -> bool:
         """Whether anybody serves this model, live or not."""
         return model in self._by_model
+
+    def has_asks(self, model: str) -> bool:
+        """Whether anybody asks for something else than the network's price for this model."""
+        return model in self._asked
 
     def targets_for(self, model: str) -> list[Target]:
         """The live targets of a model."""
@@ -200,6 +205,8 @@ class Registry:
             for served in member.target.served_models():
                 lists.setdefault(served.id, []).append(member)
         self._by_model = {model: tuple(members) for model, members in lists.items()}
+        targets = [member.target for member in self._workers.values()]
+        self._asked = frozenset(ask.model for target in targets if isinstance(target, Worker) for ask in target.asks)
 
     def _keep_early(self, worker_id: uuid.UUID, heartbeat: Heartbeat, now: float) -> None:
         if len(self._early) >= EARLY_HEARTBEATS_MAX and worker_id not in self._early:

@@ -14,6 +14,7 @@ nor starved. Everything is decided synchronously; clock and dice are injected.
 import enum
 import random
 import uuid
+from collections.abc import Callable
 
 import structlog
 
@@ -42,6 +43,10 @@ _MEETS: dict[Requirement, frozenset[str]] = {
     "tdx": frozenset({"tdx", "tdx+gpu"}),
     "tdx+gpu": frozenset({"tdx+gpu"}),
 }
+
+
+Quote = Callable[[Target], int | None]
+"""What a request costs at most at a target, in any one unit; None where it must not go. Why is the caller's affair."""
 
 
 class DispatchOutcome(enum.StrEnum):
@@ -131,10 +136,13 @@ class Router:
         require: Requirement = "any",
         only: tuple[str, ...] = (),
         ignore: tuple[str, ...] = (),
+        quote: Quote | None = None,
+        cheapest: bool = False,
     ) -> Dispatch:
         """A target for a request whose prompt has at most `prompt_tokens_bound` tokens; it counts as dispatched.
 
-        `exclude` holds targets already tried, `only` and `ignore` name targets by name or id.
+        `exclude` holds targets already tried, `only` and `ignore` name targets by name or id. With `cheapest`, of the
+        targets with room those are chosen from that `quote` least, and the expected cost in seconds comes second.
 
         Raises:
             ModelNotFoundError: nobody serves the model.
@@ -148,6 +156,8 @@ class Router:
         candidates = registry.live_members(model, now)
         if exclude or require != "any" or only or ignore:
             candidates = _allowed(candidates, exclude, require, only, ignore)
+        if quote is not None:
+            candidates = [member for member in candidates if quote(member.target) is not None]
         free: list[Member] = []
         reported_full: list[Member] = []
         for member in candidates:
@@ -159,7 +169,20 @@ class Router:
         pool = free or reported_full
         if not pool:
             raise _refusal(candidates, now)
+        if cheapest and quote is not None:
+            pool = _cheapest(pool, quote)
         return Dispatch(self._clock, self._pick(model, pool, prompt_tokens_bound, now), prompt_tokens_bound, now)
+
+    def has_asks(self, model: str) -> bool:
+        """See `Registry.has_asks`."""
+        return self._registry.has_asks(model)
+
+    def targets(
+        self, model: str, *, require: Requirement = "any", only: tuple[str, ...] = (), ignore: tuple[str, ...] = ()
+    ) -> list[Target]:
+        """The live targets that such a request may go to, whether or not they have room."""
+        members = self._registry.live_members(model, self._clock.monotonic())
+        return [member.target for member in _allowed(members, frozenset(), require, only, ignore)]
 
     def _pick(self, model: str, pool: list[Member], prompt_tokens: int, now: float) -> Member:
         count = len(pool)
@@ -226,6 +249,12 @@ def _allowed(
         and member.target.name not in ignore
         and str(member.target_id) not in ignore
     ]
+
+
+def _cheapest(members: list[Member], quote: Quote) -> list[Member]:
+    quoted = [(cost, member) for member in members if (cost := quote(member.target)) is not None]
+    least = min(cost for cost, _ in quoted)
+    return [member for cost, member in quoted if cost == least]
 
 
 def _refusal(candidates: list[Member], now: float) -> NoWorkerError | WorkersBusyError:

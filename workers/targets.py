@@ -20,6 +20,17 @@ _UPSTREAM_NAMESPACE = uuid.UUID("6f1c9f0e-4c39-5d0c-8a0b-0b2f5f1d7c11")
 _WORKER_NAMESPACE = uuid.UUID("0d5a7b52-8f0e-5f5b-9a3c-5b1e2c9e4a77")
 
 
+class PostedAsk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a worker asks for one model, in nano per million tokens. `version` is its row of `asks`; 0 is none yet."""
+
+    version: int
+    model: str
+    prompt: int
+    cached: int
+    completion: int
+    or_ceiling: bool
+
+
 class Worker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An enrolled worker. `not_after` (Unix seconds) ends its keyset, `capacity` is requests in flight.
 
@@ -44,6 +55,7 @@ class Worker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     not_after: int
     stake: bytes = NO_STAKE
     evidence: Evidence = "none"
+    asks: tuple[PostedAsk, ...] = ()
 
     @property
     def target_id(self) -> uuid.UUID:
@@ -53,6 +65,10 @@ class Worker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def served_models(self) -> tuple[ServedModel, ...]:
         """Public model names with what one request may use."""
         return self.models
+
+    def ask(self, model: str) -> PostedAsk | None:
+        """What it asks for the model; None means the network's price."""
+        return next((ask for ask in self.asks if ask.model == model), None)
 
 
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -5,7 +5,8 @@ import uuid
 
 import msgspec
 
-from billing.postgres.ledger import open_customer_accounts
+from billing.postgres.adjustments import open_customer_accounts
+from billing.postgres.monthly import Statement, read_statement
 from billing.postgres.pool import Pool, acquired, transaction
 from billing.postgres.statements import load_statements
 from cocoon.money import Amount, Asset
@@ -19,7 +20,8 @@ _SQL = load_statements("account.sql")
 class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
     """Charged usage of one key with one model on one UTC day.
 
-    `numerator` is the exact cost in 10^-6 nano; `charge` is what moved, which rounds cumulatively.
+    `numerator` is the exact cost in 10^-6 nano; `charge` is what moved, which rounds cumulatively. `project_id` and
+    the names are None for a key that the database does not know.
     """
 
     day: dt.date
@@ -31,6 +33,9 @@ class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int
     numerator: int
     charge: Amount
+    key_name: str | None = None
+    project_id: uuid.UUID | None = None
+    project: str | None = None
 
 
 class Accounts:
@@ -54,13 +59,14 @@ class Accounts:
         return found
 
     async def usage(self, customer_id: uuid.UUID, first_day: dt.date, last_day: dt.date) -> list[UsageLine]:
-        """Usage on the UTC days from `first_day` to `last_day`, newest first, at most `USAGE_LINES_MAX` lines.
+        """Usage on the UTC days from `first_day` to `last_day`, newest first, at most `USAGE_LINES_MAX + 1` lines.
 
-        The span is at most `USAGE_DAYS_MAX` days; the caller checks.
+        One line more than the maximum says that there are others. The span is at most `USAGE_DAYS_MAX` days; the caller
+        checks.
         """
         assert (last_day - first_day).days < USAGE_DAYS_MAX, "the caller bounds the span"
         async with acquired(self._pool) as connection:
-            rows = await connection.fetch(_SQL["usage_by_day"], customer_id, first_day, last_day, USAGE_LINES_MAX)
+            rows = await connection.fetch(_SQL["usage_by_day"], customer_id, first_day, last_day, USAGE_LINES_MAX + 1)
         return [
             UsageLine(
                 day=row["day"],
@@ -72,6 +78,18 @@ class Accounts:
                 completion_tokens=int(row["completion_tokens"]),
                 numerator=int(row["numerator"]),
                 charge=Amount(int(row["charge_nano"]), Asset(row["asset"])),
+                key_name=row["key_name"],
+                project_id=row["project_id"],
+                project=row["project"],
             )
             for row in rows
         ]
+
+    async def leased(self, customer_id: uuid.UUID, asset: Asset = Asset.TON) -> Amount:
+        """What gateway processes have leased for the customer's requests, in use or idle: a part of what is held."""
+        async with acquired(self._pool) as connection:
+            return Amount(await connection.fetchval(_SQL["read_leased"], customer_id, asset.value), asset)
+
+    async def statement(self, customer_id: uuid.UUID, first_day: dt.date) -> Statement:
+        """See `billing.postgres.monthly.read_statement`."""
+        return await read_statement(self._pool, customer_id, first_day)

@@ -13,18 +13,28 @@ WHERE name = $1;
 -- name: usage_by_day
 -- Charged usage of customer $1 on the days $2 to $3, by day, model and key; at most $4 lines, newest day first.
 SELECT
-    day,
-    model,
-    key_id,
-    asset,
-    COUNT(*) AS requests,
-    SUM(prompt_tokens) AS prompt_tokens,
-    SUM(cached_tokens) AS cached_tokens,
-    SUM(completion_tokens) AS completion_tokens,
-    SUM(numerator) AS numerator,
-    SUM(charge_nano) AS charge_nano
-FROM usage
-WHERE customer_id = $1 AND day BETWEEN $2 AND $3 AND outcome IN ('completed', 'client_gone')
-GROUP BY day, model, key_id, asset
-ORDER BY day DESC, model ASC, key_id ASC
+    usage_daily.day,
+    usage_daily.model,
+    usage_daily.key_id,
+    api_keys.name AS key_name,
+    api_keys.project_id,
+    projects.name AS project,
+    usage_daily.asset,
+    usage_daily.requests,
+    usage_daily.prompt_tokens,
+    usage_daily.cached_tokens,
+    usage_daily.completion_tokens,
+    usage_daily.numerator,
+    usage_daily.charge_nano
+FROM usage_daily
+LEFT JOIN api_keys ON usage_daily.key_id = api_keys.id
+LEFT JOIN projects ON api_keys.project_id = projects.id
+WHERE usage_daily.customer_id = $1 AND usage_daily.day BETWEEN $2 AND $3 AND usage_daily.requests > 0
+ORDER BY usage_daily.day DESC, usage_daily.model ASC, usage_daily.key_id ASC, usage_daily.asset ASC
 LIMIT $4;
+
+-- name: read_leased
+-- What gateway processes have leased of customer $1's credit in asset $2.
+SELECT COALESCE(SUM(amount), 0)::bigint
+FROM leases
+WHERE customer_id = $1 AND asset = $2 AND state = 'active';

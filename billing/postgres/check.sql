@@ -450,6 +450,60 @@ LEFT JOIN sums
         AND accounts.owner IS NOT DISTINCT FROM sums.owner
 WHERE accounts.numerator <> COALESCE(sums.numerator, 0);
 
+-- name: rollups_equal_usage
+-- Counter by counter: the daily rollups, against the usage rows of their day.
+WITH sums AS (
+    SELECT
+        customer_id,
+        day,
+        key_id,
+        model,
+        asset,
+        COUNT(*) FILTER (WHERE outcome <> 'broken') AS requests,
+        COUNT(*) FILTER (WHERE outcome = 'broken') AS broken,
+        SUM(prompt_tokens) FILTER (WHERE outcome <> 'broken') AS prompt_tokens,
+        SUM(cached_tokens) FILTER (WHERE outcome <> 'broken') AS cached_tokens,
+        SUM(completion_tokens) FILTER (WHERE outcome <> 'broken') AS completion_tokens,
+        SUM(numerator) AS numerator,
+        SUM(charge_nano) AS charge_nano,
+        SUM(share_nano) AS share_nano,
+        SUM(fee_nano) AS fee_nano
+    FROM usage
+    GROUP BY customer_id, day, key_id, model, asset
+),
+
+counters AS (
+    SELECT
+        COALESCE(sums.day, usage_daily.day) AS day,
+        COALESCE(sums.key_id, usage_daily.key_id) AS key_id,
+        COALESCE(sums.model, usage_daily.model) AS model,
+        UNNEST(ARRAY[
+            'requests', 'broken', 'prompt_tokens', 'cached_tokens', 'completion_tokens', 'numerator', 'charge_nano',
+            'share_nano', 'fee_nano'
+        ]) AS counter,
+        UNNEST(ARRAY[
+            sums.requests, sums.broken, sums.prompt_tokens, sums.cached_tokens, sums.completion_tokens,
+            sums.numerator, sums.charge_nano, sums.share_nano, sums.fee_nano
+        ]) AS expected,
+        UNNEST(ARRAY[
+            usage_daily.requests, usage_daily.broken, usage_daily.prompt_tokens, usage_daily.cached_tokens,
+            usage_daily.completion_tokens, usage_daily.numerator, usage_daily.charge_nano, usage_daily.share_nano,
+            usage_daily.fee_nano
+        ]) AS actual
+    FROM sums
+    FULL JOIN usage_daily
+        ON
+            sums.customer_id = usage_daily.customer_id AND sums.day = usage_daily.day
+            AND sums.key_id = usage_daily.key_id AND sums.model = usage_daily.model AND sums.asset = usage_daily.asset
+)
+
+SELECT
+    'rollup ' || day || ' ' || key_id || ' ' || model || ' ' || counter AS subject,
+    COALESCE(expected, 0) AS expected,
+    COALESCE(actual, 0) AS actual
+FROM counters
+WHERE COALESCE(expected, 0) <> COALESCE(actual, 0);
+
 -- name: nobody_is_off_by_a_nano
 -- Posted charges, shares and fees are the cumulative numerators rounded once: customers up, the others down.
 SELECT
@@ -465,3 +519,95 @@ WHERE
     OR (
         kind IN ('worker_payable', 'network_revenue') AND credits_posted <> DIV(numerator, 10000000000)
     );
+
+-- name: statements_equal_balances
+-- What every statement of a customer adds up to (what crossed the border of its accounts, less the rolled-up charges),
+-- against what its accounts hold.
+WITH crossed AS (
+    SELECT
+        accounts.owner,
+        accounts.asset,
+        SUM(CASE WHEN transfers.credit_account_id = accounts.id THEN transfers.amount ELSE -transfers.amount END) AS net
+    FROM transfers
+    INNER JOIN accounts
+        ON
+            accounts.id IN (transfers.credit_account_id, transfers.debit_account_id)
+            AND accounts.kind IN ('customer_available', 'customer_leased', 'lease_recovery')
+    WHERE transfers.code IN ('deposit', 'credit', 'reversal', 'loss') AND transfers.phase = 'single'
+    GROUP BY accounts.owner, accounts.asset
+),
+
+charged AS (
+    SELECT
+        customer_id AS owner,
+        asset,
+        SUM(charge_nano) AS charges
+    FROM usage_daily
+    GROUP BY customer_id, asset
+),
+
+held AS (
+    SELECT
+        owner,
+        asset,
+        SUM(credits_posted - debits_posted) AS total
+    FROM accounts
+    WHERE kind IN ('customer_available', 'customer_leased', 'lease_recovery')
+    GROUP BY owner, asset
+)
+
+SELECT
+    held.total AS actual,
+    'customer ' || held.owner || ' ' || held.asset AS subject,
+    COALESCE(crossed.net, 0) - COALESCE(charged.charges, 0) AS expected
+FROM held
+LEFT JOIN crossed ON held.owner = crossed.owner AND held.asset = crossed.asset
+LEFT JOIN charged ON held.owner = charged.owner AND held.asset = charged.asset
+WHERE held.total <> COALESCE(crossed.net, 0) - COALESCE(charged.charges, 0);
+
+-- name: adjustments_are_recorded
+-- Credits and reversals are made by people only: each has one line in the audit log, of the same amount. Deposits also
+-- come from elsewhere; those that were recorded must have happened.
+WITH recorded AS (
+    SELECT
+        subject_id,
+        SUBSTR(action, 8) AS code,
+        COUNT(*) AS lines,
+        SUM((detail ->> 'amount_nano')::numeric) AS amount
+    FROM audit_log
+    WHERE action IN ('ledger.deposit', 'ledger.credit', 'ledger.reversal')
+    GROUP BY subject_id, action
+),
+
+moved AS (
+    SELECT
+        id,
+        code,
+        amount
+    FROM transfers
+    WHERE code IN ('deposit', 'credit', 'reversal') AND phase = 'single'
+)
+
+SELECT
+    COALESCE(moved.code, recorded.code) || ' ' || COALESCE(moved.id, recorded.subject_id) AS subject,
+    COALESCE(moved.amount, -1) AS expected,
+    COALESCE(recorded.amount, -1) AS actual
+FROM recorded
+FULL JOIN moved ON recorded.subject_id = moved.id AND recorded.code = moved.code
+WHERE
+    (moved.id IS NULL OR recorded.subject_id IS NOT NULL OR moved.code <> 'deposit')
+    AND (recorded.amount IS DISTINCT FROM moved.amount OR recorded.lines <> 1);
+
+-- name: usage_has_a_project
+-- Usage of a key belongs to the organisation of the key's project.
+SELECT
+    1 AS expected,
+    0 AS actual,
+    'key ' || api_keys.id || ' charged to ' || spent.customer_id AS subject
+FROM (SELECT DISTINCT
+    usage_daily.customer_id,
+    usage_daily.key_id
+FROM usage_daily) AS spent
+INNER JOIN api_keys ON spent.key_id = api_keys.id
+LEFT JOIN projects ON api_keys.project_id = projects.id
+WHERE projects.customer_id IS DISTINCT FROM spent.customer_id;

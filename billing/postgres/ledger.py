@@ -14,7 +14,7 @@ import structlog
 
 from billing import ledger
 from billing.lane import Lane
-from billing.ledger import AccountKind, Code, Phase, Release
+from billing.ledger import AccountKind, Code, Release
 from billing.ports import (
     Balance,
     BillingError,
@@ -23,11 +23,11 @@ from billing.ports import (
     LedgerUnavailableError,
     Posted,
     Settlement,
-    TransferConflictError,
     UnknownCustomerError,
 )
+from billing.postgres.adjustments import move, was_moved
 from billing.postgres.ends import End, expire_holds, post_ends
-from billing.postgres.entries import SQL, Entries, Transfer
+from billing.postgres.entries import SQL
 from billing.postgres.holds import post_holds
 from billing.postgres.pool import Connection, DuplicateRecordError, Pool, acquired, transaction
 from cocoon.ids import job_day
@@ -118,7 +118,8 @@ class PostgresLedger:
         job_day(transfer_id)
 
         async def transact(connection: Connection) -> None:
-            await _post_deposit(connection, transfer_id, customer_id, amount)
+            if not await was_moved(connection, transfer_id, Code.DEPOSIT, customer_id, amount):
+                await move(connection, transfer_id, Code.DEPOSIT, customer_id, amount)
 
         await self._resent(transact, END_RESEND_S_MAX)
 
@@ -192,46 +193,3 @@ async def _open_accounts(connection: Connection, wanted: Sequence[tuple[AccountK
         [owner for _, owner, _ in wanted],
         [asset.value for _, _, asset in wanted],
     )
-
-
-async def open_customer_accounts(connection: Connection, customer_id: uuid.UUID, asset: Asset = Asset.TON) -> None:
-    """A customer's accounts, empty, where they are missing."""
-    await _open_accounts(
-        connection,
-        [
-            (AccountKind.CUSTOMER_AVAILABLE, customer_id, asset),
-            (AccountKind.CUSTOMER_LEASED, customer_id, asset),
-        ],
-    )
-
-
-async def _post_deposit(connection: Connection, transfer_id: uuid.UUID, customer_id: uuid.UUID, amount: Amount) -> None:
-    digest = ledger.deposit_digest(customer_id, amount)
-    day = job_day(transfer_id)
-    for row in await connection.fetch(SQL["read_transfers"], day, day, [transfer_id]):
-        if row["body_digest"] != digest:
-            raise TransferConflictError
-        return
-    await open_customer_accounts(connection, customer_id, amount.asset)
-    rows = await connection.fetch(
-        SQL["lock_accounts"],
-        [],
-        [customer_id],
-        [AccountKind.CUSTOMER_AVAILABLE.value],
-        [AccountKind.SUSPENSE.value],
-    )
-    ids = {row["kind"]: row["id"] for row in rows if row["asset"] == amount.asset.value}
-    entries = Entries()
-    entries.add(
-        Transfer(
-            day=day,
-            id=transfer_id,
-            phase=Phase.SINGLE,
-            code=Code.DEPOSIT,
-            debit=ids[AccountKind.SUSPENSE.value],
-            credit=ids[AccountKind.CUSTOMER_AVAILABLE.value],
-            amount=amount.nano,
-            body_digest=digest,
-        )
-    )
-    await entries.write(connection)

@@ -53,7 +53,12 @@ class Connection(Protocol):
         """Run statements; several at once when there are no parameters."""
         ...
 
-    async def fetch(self, query: str, *args: object) -> list[Record]:
+    async def fetch(
+        self,
+        query: str,
+        *args: object,
+        timeout: float | None = None,  # noqa: ASYNC109  as asyncpg has it
+    ) -> list[Record]:
         """Every row."""
         ...
 

@@ -82,11 +82,14 @@ async def set_price(
     """Add the model's next price version (nano per million tokens), effective now unless told otherwise.
 
     Raises:
-        RecordRefusedError: there is no such model, or the numbers are no price.
+        RecordRefusedError: there is no such model, the numbers are no price, or the moment lies in the database's past:
+            what a request cost must be told from the versions for ever.
     """
     async with transaction(pool) as connection:
         if await connection.fetchval(_SQL["lock_model"], model) is None:
             raise RecordRefusedError(f"there is no model {model!r}")
+        if effective_from is not None and effective_from < await connection.fetchval(_SQL["read_now"]):
+            raise RecordRefusedError("a price cannot take effect in the past")
         row = await connection.fetchrow(
             _SQL["add_price"], model, asset.value, prompt, cached, completion, share_bps, effective_from
         )

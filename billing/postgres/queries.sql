@@ -1,6 +1,7 @@
 -- Statements of the ledger. Every array parameter is as long as its neighbours; days bound partitions.
 --
--- Order of locks, everywhere: open holds or leases by id, then accounts by id, then inserts by id. A hold takes no lock
+-- Order of locks, everywhere: open holds or leases by id, then accounts by id, then inserts by id, then daily rollups,
+-- which are a trigger's (migration 0007) and written under the lock of their customer's accounts. A hold takes no lock
 -- on open holds, so no cycle can form.
 
 -- name: open_accounts

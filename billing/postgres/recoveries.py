@@ -160,6 +160,7 @@ async def _read_booked(connection: Connection, jobs: set[uuid.UUID]) -> dict[uui
                     prompt=row["prompt_tokens"], cached=row["cached_tokens"], completion=row["completion_tokens"]
                 ),
                 outcome=Outcome(row["outcome"]),
+                numerator=int(row["numerator"]),
                 charge_nano=row["charge_nano"],
                 receipt_head=row["receipt_head"],
             )

@@ -10,6 +10,7 @@ SELECT
     cached_tokens,
     completion_tokens,
     outcome,
+    numerator,
     charge_nano,
     receipt_head
 FROM usage

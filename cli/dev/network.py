@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import httpx
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cli.dev.address import LOOPBACK, free_port
 from cli.dev.embedded import EmbeddedServer
@@ -23,12 +24,16 @@ from cli.dev.service import Keeper, Service, all_ready
 from cli.dev.settings import DevSettings
 from cli.dev.state import DevError, DevFile, Ports, Secrets, StateDirectory
 from cli.dev.supervisor import MARKER, Supervisor
+from cli.operator_keys import delegation_of
 from cli.process import Launch, StopStep
 from cocoon.clock import Clock
 
 WORKERS = ("worker-1", "worker-2")
 WORKER_CAPACITY = 4
 WORKER_THREADS = 1
+GLOBAL_ID = -3
+DELEGATION_DAYS = 365
+"""Made anew at every start."""
 MIGRATE_SECONDS = 120.0
 GATEWAY_READY_SECONDS = 60.0
 WORKER_READY_SECONDS = 120.0
@@ -59,6 +64,7 @@ class Network:
         self._clock = clock
         self._rng = rng
         self._screen = screen
+        self._operator = _key(secrets.operator_key)
         self._supervisor: Supervisor | None = None
         self._ready = False
         self._written: DevFile | None = None
@@ -74,7 +80,7 @@ class Network:
             state.root / "redis", password=secrets.redis_password, port=free_port(ports.redis), marker=marker
         )
         self._worker_ports = {name: free_port(ports.workers.get(name, 0)) for name in WORKERS}
-        state.keep_ports(Ports(postgres=self._postgres.port, redis=self._redis.port, workers=self._worker_ports))
+        self._keep_ports()
 
     async def boot(self, supervisor: Supervisor) -> None:
         """Start everything and return when it is ready.
@@ -171,20 +177,31 @@ class Network:
         )
 
     def _worker(self, name: str, client: httpx.AsyncClient) -> Service:
-        address = f"{LOOPBACK}:{self._worker_ports[name]}"
+        def address() -> str:
+            return f"{LOOPBACK}:{self._worker_ports[name]}"
+
+        def launch() -> Launch:
+            # Somebody else may have taken the port since it was chosen, or since the worker last ran.
+            self._worker_ports[name] = free_port(self._worker_ports[name])
+            self._keep_ports()
+            return self._command("worker", self._worker_environment(name, address()))
 
         async def is_ready(_pid: int) -> bool:
-            answer = await _get(client, f"https://{address}/healthz")
+            answer = await _get(client, f"https://{address()}/healthz")
             return answer is not None and answer.is_success and (await self._facts(client)).workers() > 0
 
         return Service(
             name=name,
-            address=lambda: address,
-            launch=lambda: self._command("worker", self._worker_environment(name, address)),
+            address=address,
+            launch=launch,
             is_ready=is_ready,
             stage=3,
             ready_s=WORKER_READY_SECONDS,
         )
+
+    def _keep_ports(self) -> None:
+        ports = Ports(postgres=self._postgres.port, redis=self._redis.port, workers=self._worker_ports)
+        self._state.keep_ports(ports)
 
     async def _facts(self, client: httpx.AsyncClient) -> "_Facts":
         answer = await _get(client, f"{self._settings.origin}/readyz")
@@ -238,6 +255,15 @@ class Network:
             "COCOON_PORT": str(self._settings.port),
             "COCOON_GATEWAY_PROCESSES": str(self._settings.processes),
             "COCOON_NETWORK_SECRET": self._secrets.network_secret,
+            "COCOON_GATEWAY_KEY": self._secrets.gateway_key,
+            "COCOON_GATEWAY_DELEGATION": delegation_of(
+                self._operator,
+                _key(self._secrets.gateway_key),
+                days=DELEGATION_DAYS,
+                global_id=GLOBAL_ID,
+                clock=self._clock,
+            ),
+            "COCOON_GLOBAL_ID": str(GLOBAL_ID),
             "COCOON_ALLOW_PRIVATE_WORKERS": "1",
         }
 
@@ -248,12 +274,17 @@ class Network:
             "COCOON_WORKER_NAME": name,
             "COCOON_WORKER_LISTEN": address,
             "COCOON_WORKER_CAPACITY": str(WORKER_CAPACITY),
+            "COCOON_OPERATOR_KEY": self._operator.public_key().public_bytes_raw().hex(),
             "COCOON_WORKER_STATE": str(self._state.root / "receipts"),
             "COCOON_ENGINE": "xllamacpp",
             "COCOON_ENGINE_THREADS": str(WORKER_THREADS),
             "COCOON_SERVED_MODEL": MODEL,
             "COCOON_CONTEXT_TOKENS": str(CONTEXT_TOKENS),
         }
+
+
+def _key(seed: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(seed))
 
 
 class _Facts(msgspec.Struct, frozen=True):

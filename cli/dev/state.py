@@ -39,6 +39,8 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     admin_key: str
     worker_key: str
     network_secret: str
+    operator_key: str
+    gateway_key: str
     postgres_password: str
     redis_password: str
 
@@ -193,6 +195,8 @@ def new_secrets(rng: random.Random) -> Secrets:
         admin_key=new_secret_key(ADMIN_KEY_PREFIX, rng),
         worker_key=new_secret_key(WORKER_KEY_PREFIX, rng),
         network_secret=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
+        operator_key=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
+        gateway_key=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
         postgres_password=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
         redis_password=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
     )

@@ -13,6 +13,7 @@ from gateway.walk import Call
 
 SALT_BYTES_MAX = 128
 _TRACEPARENT_BYTES_MAX = 128
+_MAX_PRICE_CHARS_MAX = 64
 
 
 async def serve_chat(pipeline: Pipeline, room: BodyRoom, scope: HTTPScope, receive: Receive, send: Send) -> None:
@@ -41,7 +42,7 @@ async def serve_chat(pipeline: Pipeline, room: BodyRoom, scope: HTTPScope, recei
 def call_of(scope: HTTPScope) -> Call:
     """What the pipeline needs of the request's headers; over-long values are ignored, not cut."""
     authorization: bytes | None = None
-    origin = traceparent = salt = None
+    origin = traceparent = salt = max_price = None
     for name, value in scope["headers"]:
         if name == b"authorization":
             authorization = value
@@ -51,4 +52,7 @@ def call_of(scope: HTTPScope) -> Call:
             traceparent = value.decode("latin-1")
         elif name == b"x-cocoon-salt" and len(value) <= SALT_BYTES_MAX:
             salt = value.decode("latin-1")
-    return Call(authorization=authorization, origin=origin, traceparent=traceparent, salt=salt)
+        elif name == b"x-cocoon-max-price":
+            # Cut, not ignored: a limit that cannot be read must be refused.
+            max_price = value[:_MAX_PRICE_CHARS_MAX].decode("latin-1")
+    return Call(authorization=authorization, origin=origin, traceparent=traceparent, salt=salt, max_price=max_price)

@@ -16,10 +16,12 @@ from gateway.errors import (
     ModelForbiddenError,
     ModelUnknownError,
     OverloadedError,
+    PriceLimitError,
     UpstreamRefusedError,
 )
 from gateway.headers import limit_headers
 from gateway.limits import RateLimitedError
+from gateway.signing import SigningUnavailableError
 from workers.errors import (
     EnrolmentRefusedError,
     EnrolmentStoreUnavailableError,
@@ -34,6 +36,7 @@ _PASSED_ON = frozenset({400, 404, 413, 415, 422})
 
 STATUS: dict[type[CocoonError], tuple[int, str]] = {
     InvalidRequestError: (400, "invalid_request_error"),
+    PriceLimitError: (400, "invalid_request_error"),
     MissingKeyError: (401, "invalid_request_error"),
     InvalidKeyError: (401, "invalid_request_error"),
     ExpiredKeyError: (401, "invalid_request_error"),
@@ -48,6 +51,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     RateLimitedError: (429, "rate_limit_error"),
     AnswerBrokenError: (502, "server_error"),
     OverloadedError: (503, "server_error"),
+    SigningUnavailableError: (503, "server_error"),
     LedgerUnavailableError: (503, "server_error"),
     KeysStaleError: (503, "server_error"),
     EnrolmentStoreUnavailableError: (503, "server_error"),

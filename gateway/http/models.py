@@ -36,7 +36,7 @@ class ModelsController(Controller):
 
 
 def _shown(offer: ModelOffer, workers: int) -> dict[str, Any]:
-    price = offer.price
+    price = offer.price.as_charged()
     return {
         "id": offer.model,
         "object": "model",

@@ -1,4 +1,4 @@
-"""What worker agents call: enrolment with a worker key, heartbeats and receipts with the token it gave."""
+"""What worker agents call: enrolment with a worker key; heartbeats, receipts and signatures with the token it gave."""
 
 from typing import Any
 
@@ -9,9 +9,11 @@ from litestar.connection import Request
 
 from cocoon.enrolment import ENROL_PATH, HEARTBEAT_PATH, EnrolAnswer, EnrolRequest, Heartbeat
 from cocoon.receipt_batch import BATCH_BYTES_MAX, RECEIPTS_PATH, ReceiptBatch, ReceiptVerdicts
+from cocoon.signatures import REQUEST_BYTES_MAX, SIGNATURES_PATH, SignaturesRequest
 from cocoon.ticket import ticket_key
-from gateway.errors import BodyTooLargeError, InvalidRequestError
+from gateway.errors import BodyTooLargeError, GatewayError, InvalidRequestError
 from gateway.http.access import worker_of
+from gateway.quotes import require_acceptable
 from gateway.services import Services
 from workers.enrolments import admit
 from workers.errors import HeartbeatBusUnavailableError, HeartbeatRefusedError
@@ -22,6 +24,7 @@ CONTROL_BYTES_MAX = 64 * 1024
 """Longest enrolment or heartbeat."""
 _enrol_decoder = msgspec.json.Decoder(EnrolRequest)
 _heartbeat_decoder = msgspec.json.Decoder(Heartbeat)
+_signatures_decoder = msgspec.json.Decoder(SignaturesRequest)
 _receipts_decoder = msgspec.json.Decoder(ReceiptBatch)
 log = structlog.get_logger()
 
@@ -40,6 +43,8 @@ class WorkersController(Controller):
             now=services.clock.now(),
             allow_private=services.settings.allow_private_workers,
         )
+        for ask in asked.asks:
+            require_acceptable(ask, services.prices.book.offer(ask.model))
         stored = await services.enrolments.save(worker, principal.key_id)
         services.registry.put_enrolment(stored)
         log.info("worker_enrolled", worker=stored.name, worker_id=str(stored.worker_id), url=stored.url)
@@ -70,8 +75,25 @@ class WorkersController(Controller):
         """Judge delivered receipts. Who was enrolled when it signed may deliver, whether or not it still is."""
         claims = _claims(request, services)
         batch: ReceiptBatch = await _decoded(request, _receipts_decoder, BATCH_BYTES_MAX)
-        verdicts = await services.reconciler.judge(claims.worker_id, batch)
-        return Response(msgspec.json.encode(ReceiptVerdicts(verdicts)), media_type="application/json")
+        judged = await services.reconciler.judge(claims.worker_id, batch)
+        verdicts = tuple(one.verdict for one in judged)
+        charged = [None if one.charged is None else (one.head, one.charged) for one in judged]
+        try:
+            signed, countersigned = await services.signer.countersign(charged)
+        except GatewayError as error:
+            # What was lost is recovered whether or not anybody can sign for it now.
+            log.warning("receipts_not_countersigned", code=error.code)
+            signed, countersigned = None, ()
+        answer = ReceiptVerdicts(verdicts, signed, countersigned)
+        return Response(msgspec.json.encode(answer), media_type="application/json")
+
+    @post(SIGNATURES_PATH, status_code=200)
+    async def signatures(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
+        """Sign the tickets that this worker was given by any gateway of the network."""
+        claims = _claims(request, services)
+        asked: SignaturesRequest = await _decoded(request, _signatures_decoder, REQUEST_BYTES_MAX)
+        answer = await services.signer.sign_tickets(claims.worker_id, asked)
+        return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
 def _claims(request: Request[Any, Any, Any], services: Services) -> TokenClaims:

@@ -1,10 +1,13 @@
 """`cocoon dev` as a newcomer meets it: one command, a real model's answer, Ctrl-C, and the same again."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -65,8 +68,9 @@ def test_first_light(dev: Dev) -> None:
     assert second.wait(30) == 1
     assert f"already runs here: {facts['base_url']} (pid {facts['pids']['supervisor']}" in dev.output.read_text()
 
-    until(lambda: balance(facts)["held_nano"] == 0, 10, dev.diagnose)
-    before = balance(facts)
+    # A process counts what it has leased itself and does not use as available, others count it as held.
+    before: list[dict[str, Any]] = []
+    until(lambda: before.append(balance(facts)) or before[-1]["held_nano"] == 0, 10, dev.diagnose)
     assert dev.interrupt() == 0, dev.diagnose()
     assert dev.left() == []
     assert is_free(dev.port)
@@ -75,7 +79,7 @@ def test_first_light(dev: Dev) -> None:
     again = dev.start()
     assert again["api_key"] == facts["api_key"]
     assert again["postgres_dsn"] == facts["postgres_dsn"]
-    assert balance(again) == before
+    assert balance(again) == before[-1]
     assert text_of(ask(again))
     assert dev.interrupt() == 0
 
@@ -97,8 +101,25 @@ def test_every_killed_part_comes_back_and_the_network_serves_again(dev: Dev) -> 
         os.kill(before[name], signal.SIGKILL)
         until(lambda b=before, n=name: dev.facts()["pids"].get(n, b[n]) != b[n], 90, dev.diagnose)
         assert text_of(ask_until_served(facts, dev)), name
+    # A worker whose port somebody takes meanwhile comes back on another; the supervisor looks away until it is taken.
+    before, port = dev.facts()["pids"], dev.state.ports().workers["worker-2"]
+    assert dev.process is not None
+    dev.process.send_signal(signal.SIGSTOP)
+    os.kill(before["worker-2"], signal.SIGKILL)
+    with listening(port, dev):
+        dev.process.send_signal(signal.SIGCONT)
+        until(lambda: dev.facts()["pids"].get("worker-2", before["worker-2"]) != before["worker-2"], 90, dev.diagnose)
+        assert dev.state.ports().workers["worker-2"] != port
     assert dev.interrupt() == 0
     assert dev.left() == []
+
+
+@contextlib.contextmanager
+def listening(port: int, dev: Dev) -> Iterator[None]:
+    """Listen on a port as soon as its killed owner is gone."""
+    until(lambda: is_free(port), 30, dev.diagnose)
+    with socket.create_server(("127.0.0.1", port)):
+        yield
 
 
 def ask_until_served(facts: dict[str, Any], dev: Dev) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from cocoon.money import ceiling
+from cocoon.money import Price, ceiling
 from cocoon.receipt_batch import Verdict
 from cocoon.usage import TokenUsage
 from tests.fault.test_gateway_faults import serving
@@ -72,11 +72,12 @@ async def verdicts_of(worker: subprocess.Popen[bytes], state: Path) -> list[str 
         return [row[0] for row in connection.execute("SELECT verdict FROM receipts ORDER BY id")]
 
 
-async def check_charged_once(stack: Stack) -> None:
+async def check_charged_once(stack: Stack, price: Price = PRICE) -> None:
     [row] = await stack.rows("SELECT * FROM usage")
     assert (row["outcome"], row["completion_tokens"], row["receipt_head"] is not None) == ("completed", 12, True)
     usage = TokenUsage(prompt=row["prompt_tokens"], cached=row["cached_tokens"], completion=row["completion_tokens"])
-    assert row["charge_nano"] == ceiling(PRICE.numerator(usage)).nano > 0
+    assert row["charge_nano"] == ceiling(price.numerator(usage)).nano > 0
+    assert row["price_version"] == price.version
     async with stack.client() as client:
         balance = (await client.get("/v1/account/balance")).json()
     assert balance["spent_nano"] == row["charge_nano"]
@@ -90,12 +91,15 @@ async def test_a_charge_lost_with_its_gateway_comes_back_from_the_workers_receip
     async with Stack(own_postgres.url(), redis_url) as stack:
         await stack.start_gateway(upstream=False)
         worker = await stack.start_worker(
-            "worker-1", stack.engine, COCOON_WORKER_STATE=str(tmp_path), COCOON_RECEIPT_GRACE_S="0.2"
-        )
+            "worker-1", stack.engine, COCOON_WORKER_STATE=str(tmp_path), COCOON_RECEIPT_GRACE_S="0.2",
+            COCOON_WORKER_ASK="0.0006/0.0004/0.0015",
+        )  # fmt: skip
         await lose_a_charge(stack, own_postgres)
         await stack.start_gateway(upstream=False)
         await recovered(stack)
-        await check_charged_once(stack)
+        # What the worker asked when the ticket was written, and nothing else.
+        asked = Price(version=2**31, prompt=600_000, cached=400_000, completion=1_500_000, share_bps=PRICE.share_bps)
+        await check_charged_once(stack, asked)
         await until_judged(stack, 1)
         assert await verdicts_of(worker, tmp_path) == ["recovered"]
 

@@ -23,6 +23,7 @@ from workers.agent.exchange import Ending, Exchange, Job
 from workers.agent.keys import Identity
 from workers.agent.receipt_store import ReceiptStore
 from workers.agent.refusals import RefusedError
+from workers.agent.signatures import Unsigned
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -44,6 +45,7 @@ class AgentApp:
         clock: Clock,
         rng: random.Random,
         store: ReceiptStore,
+        unsigned: Unsigned,
         tracer: Tracer,
         served_model: str,
         tee_type: str,
@@ -54,6 +56,7 @@ class AgentApp:
         self._clock = clock
         self._rng = rng
         self._store = store
+        self._unsigned = unsigned
         self._tracer = tracer
         self._served_model = served_model
         self._tee_type = tee_type
@@ -92,12 +95,15 @@ class AgentApp:
             self._admission.check_room()
             if not self._store.accepting:
                 raise RefusedError(refusals.RECEIPTS_FULL)
+            self._check_signed()
             if not self._engine.ready:
                 raise RefusedError(refusals.ENGINE_UNAVAILABLE)
             body = await read_body(scope, receive)
             self._admission.check_body(ticket, body)
             job = self._read_job(scope, ticket, ticket_bytes, identity, body)
+            self._check_signed()
             with self._admission.slot(ticket, identity):
+                self._unsigned.add(ticket_bytes, job.ticket_header, job.stub, identity.digest)
                 await self._exchange(job, receive, started.send)
         except RefusedError as error:
             await send_refusal(send, error.refusal, body_read=body is not None)
@@ -108,6 +114,15 @@ class AgentApp:
             _log.error("job_crashed", error=type(error).__name__)
             if not started.started:
                 await send_refusal(send, refusals.CRASHED, body_read=False)
+
+    def _check_signed(self) -> None:
+        """Work for no more tickets that prove nothing to others than were agreed to.
+
+        Raises:
+            RefusedError: too many are unsigned, or one for too long.
+        """
+        if not self._unsigned.accepting:
+            raise RefusedError(refusals.UNSIGNED)
 
     def _read_job(self, scope: Scope, ticket: Ticket, ticket_bytes: bytes, identity: Identity, body: bytes) -> Job:
         """What the body and the headers say.

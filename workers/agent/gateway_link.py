@@ -15,6 +15,7 @@ import structlog
 from cocoon.enrolment import (
     ENROL_PATH,
     HEARTBEAT_PATH,
+    Ask,
     EnrolAnswer,
     EnrolRequest,
     Heartbeat,
@@ -29,7 +30,8 @@ from workers.agent.settings import Settings, SettingsError
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 CALL_S_MAX = 10.0
-ANSWER_BYTES_MAX = 64 * 1024
+ANSWER_BYTES_MAX = 1024 * 1024
+"""Longest answer: proofs for a batch of receipts."""
 BACKOFF_S_FIRST = 0.25
 BACKOFF_S_MAX = 10.0
 HEARTBEAT_S_MIN = 0.05
@@ -40,6 +42,8 @@ TOKEN_S_MIN = 5
 ENGINE_POLL_S = 0.1
 _OK = 200
 _UNAUTHORISED = 401
+_FORBIDDEN = 403
+ASK_REFUSED = "ask_refused"
 _TICKET_KEY_BYTES_MIN = 32
 
 
@@ -64,6 +68,8 @@ class GatewayLink:
         self._nudge = asyncio.Event()
         self._reachable = True
         self._token: str | None = None
+        self._tried: Ask | None = None
+        self._accepted: Ask | None = None
         self._client = httpx.AsyncClient(
             base_url=settings.gateway_url,
             timeout=CALL_S_MAX,
@@ -72,6 +78,11 @@ class GatewayLink:
             trust_env=False,
             follow_redirects=False,
         )
+
+    @property
+    def global_id(self) -> int | None:
+        """The network of the current enrolment, None before the first."""
+        return self._keys.current.global_id
 
     def report_soon(self) -> None:
         """Send the next heartbeat at once."""
@@ -100,26 +111,25 @@ class GatewayLink:
                     identity = self._keys.successor()
 
     async def _enrol(self, identity: Identity) -> EnrolAnswer:
-        """Ask until the gateway admits this keyset."""
-        body = msgspec.json.encode(
-            EnrolRequest(
-                keyset=identity.raw,
-                url=self._url,
-                name=self._settings.name,
-                models=(ServedModel(id=self._settings.served_model, context_tokens=self._settings.context_tokens),),
-                capacity=self._settings.capacity,
-                engine=self._engine.label,
-                tee_type=self._settings.tee_type,
-            )
-        )
+        """Ask until the gateway admits this keyset. An ask that it refuses is given up for the last one it accepted."""
         failures = 0
+        ask = self._tried = self._settings.ask.current()
         while True:
+            body = self._enrolment(identity, ask)
             status, raw = await self._post(ENROL_PATH, self._settings.worker_key.reveal(), body)
             answer = _read_answer(raw) if status == _OK else None
             if answer is not None:
                 break
             failures += 1
-            _log.warning("enrolment_failed", status=status, failures=failures)
+            refusal = _read_refusal(raw) if status == _FORBIDDEN else None
+            if refusal is not None and refusal.code == ASK_REFUSED:
+                _log.warning("ask_refused", reason=refusal.message, kept=self._accepted is not None)
+                if self._accepted not in (None, ask):
+                    ask = self._accepted
+                    continue
+                ask = self._tried = self._settings.ask.current()
+            else:
+                _log.warning("enrolment_failed", status=status, failures=failures)
             backoff = min(BACKOFF_S_MAX, BACKOFF_S_FIRST * 2 ** min(failures - 1, 10))
             await asyncio.sleep(backoff * self._rng.uniform(0.5, 1.0))
         pinned = self._settings.global_id
@@ -128,8 +138,23 @@ class GatewayLink:
         identity.ticket_key = answer.ticket_key
         identity.global_id = answer.global_id
         self._token = answer.token
+        self._accepted = ask
         _log.info("worker_enrolled", worker_id=str(answer.worker_id), keyset=identity.digest.hex()[:16])
         return answer
+
+    def _enrolment(self, identity: Identity, ask: Ask | None) -> bytes:
+        return msgspec.json.encode(
+            EnrolRequest(
+                keyset=identity.raw,
+                url=self._url,
+                name=self._settings.name,
+                models=(ServedModel(id=self._settings.served_model, context_tokens=self._settings.context_tokens),),
+                capacity=self._settings.capacity,
+                engine=self._engine.label,
+                tee_type=self._settings.tee_type,
+                asks=() if ask is None else (ask,),
+            )
+        )
 
     async def _report(self, answer: EnrolAnswer) -> bool:
         """Heartbeats until a new enrolment is due; True when that needs a new keyset."""
@@ -147,7 +172,7 @@ class GatewayLink:
             if not self._admission.draining:
                 if self._keys.current.renewal_due_s <= 0:
                     return True
-                if loop.time() >= token_until:
+                if loop.time() >= token_until or self._settings.ask.current() != self._tried:
                     return False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval):
@@ -194,6 +219,24 @@ def _read_answer(raw: bytes) -> EnrolAnswer | None:
     except msgspec.DecodeError:
         return None
     return answer if len(answer.ticket_key) >= _TICKET_KEY_BYTES_MIN else None
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    """What a gateway says when it refuses."""
+
+    message: str = ""
+    code: str | None = None
+
+
+class _RefusalBody(msgspec.Struct, frozen=True):
+    error: _Refusal
+
+
+def _read_refusal(raw: bytes) -> _Refusal | None:
+    try:
+        return msgspec.json.decode(raw, type=_RefusalBody).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _trust(path: str | None) -> ssl.SSLContext:

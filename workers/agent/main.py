@@ -28,6 +28,7 @@ from workers.agent.keys import KeyRing, new_boot_id
 from workers.agent.receipt_sender import ReceiptSender
 from workers.agent.receipt_store import ReceiptStore
 from workers.agent.settings import Settings
+from workers.agent.signatures import SignatureAsker, SignatureVerifier, Unsigned
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -78,6 +79,7 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     keys = KeyRing(clock, new_boot_id(rng), settings.keyset_s)
     store = ReceiptStore(settings.state_folder, settings.name, clock, grace_s=settings.receipt_grace_s)
     admission = Admission(clock, keys, settings.capacity)
+    unsigned = Unsigned(clock, count_max=settings.unsigned_max, age_s_max=settings.unsigned_s)
     tracer = start_tracer(SERVICE, settings.otlp_endpoint, rng)
     app = AgentApp(
         admission=admission,
@@ -85,6 +87,7 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
         clock=clock,
         rng=rng,
         store=store,
+        unsigned=unsigned,
         tracer=tracer,
         served_model=settings.served_model,
         tee_type=settings.tee_type,
@@ -93,16 +96,19 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     listener = _listen(settings)
     url = _public_url(settings, listener)
     link = GatewayLink(settings, url=url, keys=keys, admission=admission, engine=engine, rng=rng)
-    sender = ReceiptSender(store, link, rng, grace_s=settings.receipt_grace_s)
+    verifier = SignatureVerifier(clock, link, settings.operator_key)
+    sender = ReceiptSender(store, link, verifier, rng, grace_s=settings.receipt_grace_s)
+    asker = SignatureAsker(unsigned, store, link, verifier)
     server = _Server(_server_config(app, keys))
     signals = _Signals()
     _log.info("worker_listening", url=url, engine=engine.label, capacity=settings.capacity)
     try:
         async with asyncio.TaskGroup() as group:
             served = group.create_task(server.serve(sockets=[listener]))
-            helpers = [group.create_task(helper.run()) for helper in (engine, link, sender)]
+            helpers = [group.create_task(helper.run()) for helper in (engine, link, sender, asker)]
             await signals.first.wait()
             await _drain(settings, admission=admission, link=link, app=app, cut=signals.second)
+            await asker.finish()
             server.should_exit = True
             await served
             for helper in helpers:

@@ -5,11 +5,15 @@ told. In WAL mode with `synchronous = NORMAL` a commit survives the death of thi
 take what came after the last checkpoint, which runs within `CHECKPOINT_S`. A flush to disk for each answer would cost
 more than it saves: a receipt is needed only when the gateway loses its own copy in the same moment.
 
+Beside the receipts lie the gateway's signatures: of the ticket that each was made under, and, once it was judged, of
+what it was charged. With them a receipt proves itself to others than the gateway.
+
 The store is bounded. What the gateway has judged is kept for `ACKNOWLEDGED_S_MAX` and goes first when room is needed;
 what it has not judged is never dropped: when that fills the store, or the disk refuses, the agent takes no more jobs.
 """
 
 import asyncio
+import enum
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +27,7 @@ import structlog
 from cocoon.clock import Clock, unix_ms
 from cocoon.errors import CocoonError
 from cocoon.receipt_batch import DeliveredReceipt, ReceiptBatch, Verdict
+from cocoon.signed_batch import SignedBatch
 from cocoon.sql import named_statements
 from workers.agent.receipts import SignedReceipt
 
@@ -42,6 +47,14 @@ BATCH_BYTES_MAX = 512 * 1024
 """Of receipts sent together, before their encoding makes them a third larger."""
 BATCH_KEYSETS_MAX = 8
 
+SIGNATURES_S_MIN = 3600
+"""A signature without a receipt is kept this long: its job may still be running."""
+UNSIGNED_MAX = 100_000
+"""Unsigned tickets that are taken up after a restart."""
+_CREATED = (
+    "create_keysets", "create_receipts", "create_due_index", "create_acknowledged_index", "create_ticket_index",
+    "create_batches", "create_signatures",
+)  # fmt: skip
 _SQL = named_statements(files("workers.agent").joinpath("receipts.sql").read_text(encoding="utf-8"))
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 Answer = TypeVar("Answer")
@@ -61,6 +74,33 @@ class KeptReceipt(msgspec.Struct, frozen=True, kw_only=True):
     stub: str
     keyset: bytes
     keyset_digest: bytes
+
+
+class SignatureKind(enum.StrEnum):
+    """What a signed leaf is."""
+
+    TICKET = "ticket"
+    COUNTERSIGNATURE = "countersignature"
+
+
+class KeptSignature(msgspec.Struct, frozen=True, kw_only=True):
+    """A verified leaf of a signed batch, with the way to its root; both kinds are found by the ticket's digest."""
+
+    ticket_sha256: bytes
+    kind: SignatureKind
+    leaf: bytes
+    index: int
+    path: bytes
+    batch: SignedBatch
+
+
+class UnsignedReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """A receipt whose ticket was not signed when the agent stopped; `age_s` is the receipt's."""
+
+    ticket: str
+    stub: str
+    keyset_digest: bytes
+    age_s: float
 
 
 class DueReceipts(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +174,43 @@ class ReceiptStore:
         rows = [_bound(now + int(wait * 1000), row) for row, wait in zip(ids, seconds, strict=True)]
         await self._run(lambda: self._transact([("postpone", rows)]))
 
+    async def keep_signatures(self, signatures: Sequence[KeptSignature]) -> None:
+        """Keep verified signatures beside their receipts; returns when they are committed.
+
+        Raises:
+            ReceiptStoreError: the file cannot be written.
+        """
+        now = unix_ms(self._clock.now())
+        await self._run(lambda: self._insert_signatures(signatures, now))
+
+    async def signatures(self, ticket_sha256: bytes) -> dict[SignatureKind, KeptSignature]:
+        """What is signed about a ticket and its receipt: the evidence that a slashing or a claim would carry.
+
+        Raises:
+            ReceiptStoreError: the file cannot be read.
+        """
+        rows = await self._run(
+            lambda: self._connection.execute(_SQL["list_signatures"], _bound(ticket_sha256)).fetchall()
+        )
+        found = [_kept_signature(row) for row in rows]
+        return {one.kind: one for one in found}
+
+    async def unsigned(self, age_s_max: float, limit: int = UNSIGNED_MAX) -> list[UnsignedReceipt]:
+        """Receipts younger than this whose tickets have no signature and were not refused, oldest first.
+
+        Raises:
+            ReceiptStoreError: the file cannot be read.
+        """
+        now = unix_ms(self._clock.now())
+        bound = _bound(now - int(age_s_max * 1000), Verdict.REFUSED.value, limit)
+        rows = await self._run(lambda: self._connection.execute(_SQL["list_unsigned"], bound).fetchall())
+        return [
+            UnsignedReceipt(
+                ticket=ticket, stub=stub, keyset_digest=digest, age_s=max(0.0, (now - kept_at) / 1000)
+            )
+            for ticket, stub, digest, kept_at in rows
+        ]  # fmt: skip
+
     async def aclose(self) -> None:
         """Commit what waits, and close the file."""
         while (self._queue or self._writing) and not self._failing:
@@ -181,7 +258,10 @@ class ReceiptStore:
         self._write()
 
     async def _run(self, work: Callable[[], Answer]) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except sqlite3.Error as error:
+            raise ReceiptStoreError(f"the receipts cannot be read or written: {error}") from error
 
     # The thread's side
 
@@ -194,6 +274,24 @@ class ReceiptStore:
         self._rows += len(batch)
         if self._rows > self._rows_max:
             self._forget(now)
+        self._unflushed = True
+        self._checkpoint()
+
+    def _insert_signatures(self, signatures: Sequence[KeptSignature], now: int) -> None:
+        batches = {one.batch.head: one.batch for one in signatures}
+        self._transact([
+            (
+                "put_batch",
+                [_bound(batch.head, batch.signature, batch.delegation) for batch in batches.values()],
+            ),
+            (
+                "put_signature",
+                [
+                    _bound(one.ticket_sha256, one.kind.value, one.leaf, one.index, one.path, one.batch.head, now)
+                    for one in signatures
+                ],
+            ),
+        ])  # fmt: skip
         self._unflushed = True
         self._checkpoint()
 
@@ -233,6 +331,10 @@ class ReceiptStore:
             self._rows -= self._transact([("forget_excess", [_bound(limit)])])
         if old:
             self._transact([("forget_keysets", [_bound()])])
+        if old or excess > 0:
+            self._transact([
+                ("forget_signatures", [_bound(now - SIGNATURES_S_MIN * 1000)]), ("forget_batches", [_bound()]),
+            ])  # fmt: skip
 
 
 def _open(folder: Path | None, name: str) -> sqlite3.Connection:
@@ -251,8 +353,12 @@ def _open(folder: Path | None, name: str) -> sqlite3.Connection:
         try:
             for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = NORMAL"):
                 connection.execute(f"PRAGMA {pragma}")
-            for statement in ("create_keysets", "create_receipts", "create_due_index", "create_acknowledged_index"):
+            for statement in _CREATED:
                 connection.execute(_SQL[statement])
+            # Found out now, and not by the receipt that is lost in it.
+            [(found,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
+            if found != "ok":
+                raise sqlite3.DatabaseError(f"the file is damaged: {found}")
         except sqlite3.Error:
             connection.close()
             raise
@@ -309,3 +415,23 @@ class _DueRow(msgspec.Struct, frozen=True, array_like=True):
     signature: bytes
     body: bytes
     keyset: bytes
+
+
+def _kept_signature(row: Sequence[object]) -> KeptSignature:
+    """Columns in the order of `list_signatures`."""
+    found = msgspec.convert(row, _SignatureRow)
+    return KeptSignature(
+        ticket_sha256=found.ticket_sha256, kind=SignatureKind(found.kind), leaf=found.leaf, index=found.leaf_index,
+        path=found.path, batch=SignedBatch(head=found.head, signature=found.signature, delegation=found.delegation),
+    )  # fmt: skip
+
+
+class _SignatureRow(msgspec.Struct, frozen=True, array_like=True):
+    ticket_sha256: bytes
+    kind: str
+    leaf: bytes
+    leaf_index: int
+    path: bytes
+    head: bytes
+    signature: bytes
+    delegation: bytes

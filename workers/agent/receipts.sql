@@ -29,6 +29,31 @@ CREATE INDEX IF NOT EXISTS receipts_due ON receipts (due_at) WHERE due_at IS NOT
 -- name: create_acknowledged_index
 CREATE INDEX IF NOT EXISTS receipts_acknowledged ON receipts (acknowledged_at) WHERE acknowledged_at IS NOT NULL;
 
+-- name: create_ticket_index
+-- A head holds its ticket's digest at this place (PROTOCOL, 4).
+CREATE INDEX IF NOT EXISTS receipts_ticket ON receipts (SUBSTR(head, 49, 32));
+
+-- name: create_batches
+-- What gateways signed, once for all leaves under it.
+CREATE TABLE IF NOT EXISTS batches (
+    head blob PRIMARY KEY,
+    signature blob NOT NULL,
+    delegation blob NOT NULL
+);
+
+-- name: create_signatures
+-- Verified leaves. `path` is the hashes beside the leaf's way to the root, one after the other.
+CREATE TABLE IF NOT EXISTS signatures (
+    ticket_sha256 blob NOT NULL,
+    kind text NOT NULL,
+    leaf blob NOT NULL,
+    leaf_index integer NOT NULL,
+    path blob NOT NULL,
+    batch_head blob NOT NULL,
+    kept_at integer NOT NULL,
+    PRIMARY KEY (ticket_sha256, kind)
+);
+
 -- name: put_keyset
 INSERT INTO keysets (digest, raw) VALUES ($1, $2)
 ON CONFLICT (digest) DO NOTHING;
@@ -88,3 +113,54 @@ WHERE id IN (
 -- Those that no receipt refers to any more.
 DELETE FROM keysets
 WHERE digest NOT IN (SELECT keyset_digest FROM receipts);
+
+-- name: put_batch
+INSERT INTO batches (head, signature, delegation) VALUES ($1, $2, $3)
+ON CONFLICT (head) DO NOTHING;
+
+-- name: put_signature
+-- The first one is kept: another proves nothing more.
+INSERT INTO signatures (ticket_sha256, kind, leaf, leaf_index, path, batch_head, kept_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (ticket_sha256, kind) DO NOTHING;
+
+-- name: list_signatures
+SELECT
+    signatures.ticket_sha256,
+    signatures.kind,
+    signatures.leaf,
+    signatures.leaf_index,
+    signatures.path,
+    batches.head,
+    batches.signature,
+    batches.delegation
+FROM signatures
+INNER JOIN batches ON signatures.batch_head = batches.head
+WHERE signatures.ticket_sha256 = $1;
+
+-- name: list_unsigned
+-- Receipts kept after $1 and not disowned (verdict $2) whose tickets have no signature.
+SELECT
+    receipts.ticket,
+    receipts.stub,
+    receipts.keyset_digest,
+    receipts.kept_at
+FROM receipts
+LEFT JOIN signatures ON signatures.ticket_sha256 = SUBSTR(receipts.head, 49, 32) AND signatures.kind = 'ticket'
+WHERE receipts.kept_at > $1 AND COALESCE(receipts.verdict, '') <> $2 AND signatures.ticket_sha256 IS NULL
+ORDER BY receipts.id
+LIMIT $3;
+
+-- name: forget_signatures
+-- Older than $1, of receipts that are not kept any more.
+DELETE FROM signatures
+WHERE
+    kept_at < $1
+    AND NOT EXISTS (
+        SELECT 1 FROM receipts
+        WHERE SUBSTR(receipts.head, 49, 32) = signatures.ticket_sha256
+    );
+
+-- name: forget_batches
+DELETE FROM batches
+WHERE head NOT IN (SELECT batch_head FROM signatures);

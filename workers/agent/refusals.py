@@ -67,6 +67,7 @@ NO_ALLOWANCE = _forbidden("ticket_exhausted", "the ticket allows no completion t
 REPLAYED = Refusal(409, "ticket_replayed", "invalid_request_error", "this attempt was already made")
 REPLAY_FULL = _unavailable("replay_set_full", "the worker cannot remember more tickets")
 RECEIPTS_FULL = _unavailable("receipts_full", "the worker cannot keep more receipts")
+UNSIGNED = _unavailable("tickets_unsigned", "the gateway owes signatures for earlier tickets")
 BUSY = _unavailable("worker_busy", "the worker is at its capacity")
 DRAINING = _unavailable("worker_draining", "the worker is shutting down")
 NOT_ENROLLED = _unavailable("worker_not_enrolled", "the worker is not enrolled yet")

@@ -17,7 +17,12 @@ import msgspec
 from cocoon.enrolment import KEYSET_SECONDS_MAX
 from cocoon.errors import CocoonError
 from cocoon.ids import WORKER_KEY_PREFIX, is_secret_key
+from cocoon.receipt import is_strong_key
+from workers.agent.asking import AskMalformedError, AskSource, ask_source
 
+UNSIGNED_MAX = 256
+UNSIGNED_PER_JOB = 8
+"""The default bound of unsigned tickets, and per request in flight where that is more: seconds of short jobs."""
 EmbeddedEngine = Literal["xllamacpp", "sglang"]
 TEETypes = ("none", "simulated")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -53,7 +58,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     Exactly one of `embedded` and `engine_url` is set. `engine_url` with `sglang_attached` speaks SGLang's own API,
     else only what every OpenAI-compatible server understands. `global_id` pins the chain; None takes the gateway's.
-    `state_folder` is where receipts are kept; None keeps them in memory.
+    `state_folder` is where receipts are kept; None keeps them in memory. `operator_key` is whose gateways may sign
+    tickets; None, in development only, takes the first. No job is taken while `unsigned_max` tickets lack a signature,
+    or one for `unsigned_s`. `ask` is where the worker's price comes from.
     """
 
     gateway_url: str
@@ -79,10 +86,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keyset_s: int
     state_folder: Path | None
     receipt_grace_s: float
+    operator_key: bytes | None
+    unsigned_max: int
+    unsigned_s: float
     global_id: int | None
     development: bool
     tee_type: str
     otlp_endpoint: str | None
+    ask: AskSource
 
 
 def load_settings(overrides: Mapping[str, str]) -> Settings:
@@ -109,6 +120,9 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
     development = source.choice("COCOON_ENV", ("production", "development"), "production") == "development"
     host, port = source.address("COCOON_WORKER_LISTEN", "127.0.0.1:0")
     embedded, engine_url, sglang_attached = _engine(source)
+    capacity = source.integer("COCOON_WORKER_CAPACITY", 4, 1, 4096)
+    default_model = "smollm2-135m-instruct" if embedded == "xllamacpp" else None
+    served_model = source.matching("COCOON_SERVED_MODEL", _MODEL, default_model)
     settings = Settings(
         gateway_url=source.url("COCOON_GATEWAY_URL"),
         gateway_ca=source.text("COCOON_GATEWAY_CA"),
@@ -117,7 +131,7 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         host=host,
         port=port,
         public_url=source.url("COCOON_WORKER_PUBLIC_URL") if source.text("COCOON_WORKER_PUBLIC_URL") else None,
-        capacity=source.integer("COCOON_WORKER_CAPACITY", 4, 1, 4096),
+        capacity=capacity,
         embedded=embedded,
         engine_url=engine_url,
         sglang_attached=sglang_attached,
@@ -126,21 +140,23 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         engine_threads=source.integer("COCOON_ENGINE_THREADS", 2, 1, 1024),
         engine_start_s=source.number("COCOON_ENGINE_START_S", 60.0 if embedded == "xllamacpp" else 1200.0, 1.0, 7200.0),
         model_path=source.text("COCOON_ENGINE_MODEL_PATH"),
-        served_model=source.matching(
-            "COCOON_SERVED_MODEL", _MODEL, "smollm2-135m-instruct" if embedded == "xllamacpp" else None
-        ),
+        served_model=served_model,
         context_tokens=source.integer("COCOON_CONTEXT_TOKENS", 4096, 16, 2**31 - 1),
         drain_s=source.number("COCOON_DRAIN_S", 30.0, 0.0, 3600.0),
         job_s_max=source.number("COCOON_JOB_S_MAX", 900.0, 1.0, 86400.0),
         keyset_s=source.integer("COCOON_KEYSET_S", KEYSET_SECONDS_MAX, 4, KEYSET_SECONDS_MAX),
         state_folder=_state_folder(source, development=development),
         receipt_grace_s=source.number("COCOON_RECEIPT_GRACE_S", 5.0, 0.05, 600.0),
+        operator_key=_operator_key(source, development=development),
+        unsigned_max=source.integer("COCOON_UNSIGNED_MAX", max(UNSIGNED_MAX, UNSIGNED_PER_JOB * capacity), 1, 10**6),
+        unsigned_s=source.number("COCOON_UNSIGNED_S", 60.0, 0.1, 3600.0),
         global_id=source.integer("COCOON_GLOBAL_ID", 0, -(2**31), 2**31 - 1)
         if source.text("COCOON_GLOBAL_ID")
         else None,
         development=development,
         tee_type=source.choice("COCOON_TEE_TYPE", TEETypes, "none"),
         otlp_endpoint=source.url("OTEL_EXPORTER_OTLP_ENDPOINT") if source.text("OTEL_EXPORTER_OTLP_ENDPOINT") else None,
+        ask=_ask(source, served_model),
     )
     _check(settings)
     return settings
@@ -172,6 +188,14 @@ def _engine(source: "_Variables") -> tuple[EmbeddedEngine | None, str | None, bo
     return None, url.removesuffix("/v1"), attached
 
 
+def _ask(source: "_Variables", model: str) -> AskSource:
+    or_ceiling = source.choice("COCOON_WORKER_ASK_OR_CEILING", ("0", "1"), "0") == "1"
+    try:
+        return ask_source(source.text("COCOON_WORKER_ASK"), model=model, or_ceiling=or_ceiling)
+    except AskMalformedError as error:
+        raise SettingsError(f"COCOON_WORKER_ASK is malformed: {error}") from error
+
+
 def _state_folder(source: "_Variables", *, development: bool) -> Path | None:
     """Where receipts are kept: as told, else in the user's state folder (XDG), else, in development only, nowhere."""
     told = source.text("COCOON_WORKER_STATE")
@@ -181,6 +205,20 @@ def _state_folder(source: "_Variables", *, development: bool) -> Path | None:
     if base is None and home is None:
         raise SettingsError("COCOON_WORKER_STATE is not set, and there is no HOME to keep receipts under")
     return (Path(base) if base is not None else Path(str(home)) / ".local" / "state") / "cocoon"
+
+
+def _operator_key(source: "_Variables", *, development: bool) -> bytes | None:
+    """The operator that this worker works for; only in development may it be left to the first who signs."""
+    text = source.text("COCOON_OPERATOR_KEY") if development else source.required("COCOON_OPERATOR_KEY")
+    if text is None:
+        return None
+    try:
+        key = bytes.fromhex(text)
+    except ValueError as error:
+        raise SettingsError("COCOON_OPERATOR_KEY must be 64 hexadecimal digits") from error
+    if not is_strong_key(key):
+        raise SettingsError("COCOON_OPERATOR_KEY must be 64 hexadecimal digits of an Ed25519 key")
+    return key
 
 
 def _worker_key(source: "_Variables") -> Secret:

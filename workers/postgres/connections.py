@@ -38,6 +38,10 @@ class Connection(Protocol):
         """The first column of the first row."""
         ...
 
+    def transaction(self) -> contextlib.AbstractAsyncContextManager[object]:
+        """All of it or nothing."""
+        ...
+
 
 class ListeningConnection(Connection, Protocol):
     """A connection that also hears notifications."""

@@ -13,7 +13,7 @@ from cocoon.clock import Clock
 from cocoon.enrolment import EnrolRequest, ServedModel
 from cocoon.sql import named_statements
 from workers.enrolments import admit
-from workers.errors import EnrolmentRefusedError, EnrolmentStoreUnavailableError, KeysetLifetimeError
+from workers.errors import AskRefusedError, EnrolmentRefusedError, EnrolmentStoreUnavailableError, KeysetLifetimeError
 from workers.postgres.connections import (
     ACQUIRE_TIMEOUT_S,
     Connection,
@@ -24,7 +24,7 @@ from workers.postgres.connections import (
     translated,
 )
 from workers.registry import Registry
-from workers.targets import Worker
+from workers.targets import PostedAsk, Worker
 
 CHANNELS = ("cocoon_workers", "cocoon_keys")
 """Changes of workers, and of the keys they enrolled with."""
@@ -34,13 +34,15 @@ COALESCE_S = 0.05
 """Changes this close together cost one reload."""
 BACKOFF_S_MIN = 0.2
 BACKOFF_S_MAX = 5.0
+ASKS_PER_DAY_MAX = 1000
+"""New asks of one worker for one model: each is a row that is kept."""
 
 STATEMENTS = named_statements(importlib.resources.files("workers.postgres").joinpath("queries.sql").read_text("utf-8"))
 _log = structlog.get_logger(__name__)
 
 
 class EnrolmentStore:
-    """Enrolments in the `workers` table. Every method is one statement."""
+    """Enrolments in the `workers` table. Every method is one transaction."""
 
     def __init__(self, pool: Pool, clock: Clock, *, allow_private: bool) -> None:
         self._pool = pool
@@ -50,11 +52,15 @@ class EnrolmentStore:
     async def save(self, worker: Worker, key_id: uuid.UUID) -> Worker:
         """Store an admitted worker under the worker key that it enrolled with; its id is the stored one.
 
+        Its asks get their versions: the same ask keeps the one that it has.
+
         Raises:
             EnrolmentStoreUnavailableError: Postgres cannot be reached; nothing is known to be stored.
+            AskRefusedError: it changes its mind too often.
         """
         with translated():
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
+                worker = msgspec.structs.replace(worker, asks=await _versioned(connection, worker))
                 worker_id = await connection.fetchval(
                     STATEMENTS["save_worker"],
                     worker.worker_id,
@@ -67,6 +73,7 @@ class EnrolmentStore:
                     worker.tee_type,
                     worker.keyset,
                     worker.keyset_digest,
+                    msgspec.json.encode(worker.asks).decode(),
                 )
         return msgspec.structs.replace(worker, worker_id=uuid.UUID(str(worker_id)))
 
@@ -175,13 +182,28 @@ async def load_workers(connection: Connection, clock: Clock, *, allow_private: b
     for row in await connection.fetch(STATEMENTS["load_workers"]):
         worker_id: uuid.UUID = uuid.UUID(str(row["worker_id"]))
         try:
-            workers.append(admit(_request(row), worker_id=worker_id, now=clock.now(), allow_private=allow_private))
+            worker = admit(_request(row), worker_id=worker_id, now=clock.now(), allow_private=allow_private)
+            asks = msgspec.json.decode(row["asks"], type=tuple[PostedAsk, ...])
+            workers.append(msgspec.structs.replace(worker, asks=asks))
         except KeysetLifetimeError:
             # Its agent is gone, or about to enrol with a new keyset.
             continue
         except (EnrolmentRefusedError, msgspec.ValidationError) as error:
             _log.warning("enrolment_skipped", worker_id=str(worker_id), error=type(error).__name__)
     return workers
+
+
+async def _versioned(connection: Connection, worker: Worker) -> tuple[PostedAsk, ...]:
+    versioned: list[PostedAsk] = []
+    for ask in worker.asks:
+        numbers = (ask.prompt, ask.cached, ask.completion, ask.or_ceiling)
+        version: int | None = await connection.fetchval(
+            STATEMENTS["put_ask"], worker.worker_id, ask.model, *numbers, ASKS_PER_DAY_MAX
+        )
+        if version is None:
+            raise AskRefusedError(f"more than {ASKS_PER_DAY_MAX} new asks for {ask.model} within a day")
+        versioned.append(msgspec.structs.replace(ask, version=version))
+    return tuple(versioned)
 
 
 def _request(row: Record) -> EnrolRequest:

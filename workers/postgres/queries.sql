@@ -1,11 +1,11 @@
--- Enrolled workers. `models` is a JSON array of served models.
+-- Enrolled workers and their asks. `models` and `asks` are JSON arrays: served models, and asks with their versions.
 
 -- name: save_worker
 -- Enrolling again under the same worker key and name renews the same worker; the new keyset replaces the old one.
 INSERT INTO workers (
-    worker_id, key_id, name, url, models, capacity, engine, tee_type, keyset, keyset_digest, enrolled_at, state
+    worker_id, key_id, name, url, models, capacity, engine, tee_type, keyset, keyset_digest, asks, enrolled_at, state
 )
-VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, now(), 'enrolled')
+VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, $11::jsonb, now(), 'enrolled')
 ON CONFLICT (key_id, name) DO UPDATE
     SET
         url = excluded.url,
@@ -15,9 +15,54 @@ ON CONFLICT (key_id, name) DO UPDATE
         tee_type = excluded.tee_type,
         keyset = excluded.keyset,
         keyset_digest = excluded.keyset_digest,
+        asks = excluded.asks,
         enrolled_at = excluded.enrolled_at,
         state = excluded.state
 RETURNING worker_id;
+
+-- name: put_ask
+-- The version of this ask: the worker's last one for the model when that says the same, else a new one. None when the
+-- worker had $7 new ones for it within a day.
+WITH latest AS (
+    SELECT
+        asks.version,
+        (asks.prompt_nano_per_mtok, asks.cached_nano_per_mtok, asks.completion_nano_per_mtok, asks.or_ceiling)
+        = ($3, $4, $5, $6) AS same
+    FROM asks
+    WHERE
+        asks.worker_id = $1
+        AND asks.model = $2
+    ORDER BY asks.version DESC
+    LIMIT 1
+),
+
+made AS (
+    INSERT INTO asks (
+        worker_id, model, prompt_nano_per_mtok, cached_nano_per_mtok, completion_nano_per_mtok, or_ceiling
+    )
+    SELECT
+        $1::uuid,
+        $2::text,
+        $3::bigint,
+        $4::bigint,
+        $5::bigint,
+        $6::boolean
+    WHERE
+        coalesce((SELECT latest.same FROM latest), FALSE) IS FALSE
+        AND $7::bigint > (
+            SELECT count(*)
+            FROM asks
+            WHERE asks.worker_id = $1 AND asks.model = $2 AND asks.created_at > now() - interval '1 day'
+        )
+    RETURNING asks.version
+)
+
+SELECT latest.version
+FROM latest
+WHERE latest.same
+UNION ALL
+SELECT made.version
+FROM made;
 
 -- name: load_workers
 -- A worker lives no longer than the key it enrolled with.
@@ -29,7 +74,8 @@ SELECT
     w.capacity,
     w.engine,
     w.tee_type,
-    w.keyset
+    w.keyset,
+    w.asks
 FROM workers AS w
 INNER JOIN api_keys AS k ON w.key_id = k.id
 WHERE

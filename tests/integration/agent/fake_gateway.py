@@ -27,8 +27,10 @@ from cocoon.enrolment import (
 from cocoon.http1 import Connection, Head, request_bytes
 from cocoon.ids import WORKER_KEY_PREFIX, new_job_id, new_secret_key
 from cocoon.receipt_batch import RECEIPTS_PATH, ReceiptBatch, ReceiptVerdicts, Verdict
-from cocoon.ticket import Ticket, plain_request_digest, seal_ticket, ticket_key
+from cocoon.signatures import SIGNATURES_PATH, SignaturesAnswer, SignaturesRequest
+from cocoon.ticket import Ticket, open_unverified, plain_request_digest, seal_ticket, ticket_key
 from cocoon.usage import TokenUsage
+from tests.signing_values import Operator
 
 GLOBAL_ID = -217
 SECRET = b"n" * 32
@@ -59,6 +61,8 @@ class FakeGateway:
         self.receipt_status = 200
         self.verdict = Verdict.RECORDED
         self.delivered: list[ReceiptBatch] = []
+        self.operator = Operator(GLOBAL_ID)
+        self.asked: list[SignaturesRequest] = []
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -121,7 +125,15 @@ class FakeGateway:
             batch = msgspec.json.decode(body, type=ReceiptBatch)
             self.delivered.append(batch)
             return 200, msgspec.json.encode(ReceiptVerdicts((self.verdict,) * len(batch.receipts)))
+        if path == SIGNATURES_PATH:
+            return self.sign(msgspec.json.decode(body, type=SignaturesRequest))
         return 404, b"{}"
+
+    def sign(self, request: SignaturesRequest) -> tuple[int, bytes]:
+        """Sign whatever is asked, for stubs are opaque to agents; tests replace this."""
+        self.asked.append(request)
+        batch, proofs = self.operator.signed([open_unverified(one.ticket) for one in request.tickets])
+        return 200, msgspec.json.encode(SignaturesAnswer(batch, tuple(proofs)))
 
     async def peer(self, at: int = -1) -> "Peer":
         """The enrolled worker, once it is there."""

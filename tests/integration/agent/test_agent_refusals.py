@@ -13,6 +13,7 @@ from cocoon.ticket import seal_ticket
 from tests.integration.agent.conftest import Launch
 from tests.integration.agent.fake_engine import FakeEngine, Script
 from tests.integration.agent.fake_gateway import GLOBAL_ID, Answer, FakeGateway, Peer, read_answer, until
+from tests.signing_values import Operator
 
 BODY = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 RAW = msgspec.json.encode(BODY)
@@ -156,3 +157,43 @@ async def test_an_engine_that_is_away_makes_the_agent_refuse_and_report_no_capac
     async with FakeEngine(port=engine.port):
         await until(lambda: gateway.heartbeats[-1].capacity == 4)
         assert (await peer.chat(BODY)).status == 200
+
+
+async def test_without_signatures_for_its_tickets_the_agent_works_for_a_few_and_then_for_none(
+    launch: Launch, engine: FakeEngine, gateway: FakeGateway
+) -> None:
+    signing = gateway.sign
+    gateway.sign = lambda request: (503, b"{}")
+    peer = await (await launch(COCOON_ENGINE=engine.url, COCOON_UNSIGNED_MAX=3)).peer()
+    for _ in range(3):
+        assert (await peer.chat(BODY)).status == 200
+    refused = await peer.chat(BODY)
+    assert _refused(refused, 503, "tickets_unsigned")
+    assert refused.headers["retry-after"] == "1"
+    assert len(engine.requests) == 3
+    gateway.sign = signing
+    await until(lambda: gateway.asked)
+    assert len(gateway.asked[-1].tickets) == 3
+    assert (await _when_signed(peer)).status == 200
+
+
+async def _when_signed(peer: Peer) -> Answer:
+    end = time.monotonic() + 20
+    while (answer := await peer.chat(BODY)).status == 503:
+        assert time.monotonic() < end, "the signatures did not help"
+        await asyncio.sleep(0.02)
+    return answer
+
+
+async def test_signatures_of_a_foreign_operator_do_not_help(
+    launch: Launch, engine: FakeEngine, gateway: FakeGateway
+) -> None:
+    pinned = Operator(GLOBAL_ID)
+    agent = await launch(COCOON_ENGINE=engine.url, COCOON_UNSIGNED_MAX=1, COCOON_OPERATOR_KEY=pinned.public.hex())
+    peer = await agent.peer()
+    assert (await peer.chat(BODY)).status == 200
+    await until(lambda: gateway.asked)
+    await until(lambda: "another operator" in agent.output)
+    assert _refused(await peer.chat(BODY), 503, "tickets_unsigned")
+    gateway.operator = pinned
+    assert (await _when_signed(peer)).status == 200

@@ -19,9 +19,10 @@ from cli.process import is_alive, processes_marked
 
 MARK = "COCOON_TEST_GATEWAY"
 
-# Stands in for gateway.app: answers with its pid; `/slow` first says so on a pipe, then waits.
+# Stands in for gateway.app: answers with its pid; `/slow` first says so on a pipe, then waits. With LOADING set it is
+# not done loading before it is ended.
 SERVER = """
-import asyncio, os, sys, types
+import asyncio, os, sys, time, types
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         while True:
@@ -37,12 +38,19 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body})
 module = types.ModuleType("gateway.app")
-module.create_app = lambda: app
+def create_app():
+    if "COCOON_TEST_LOADING" in os.environ:
+        print("loading", flush=True)
+        while True:
+            time.sleep(0.01)
+    return app
+module.create_app = create_app
 sys.modules["gateway.app"] = module
 from cli.main import main
 main(["gateway"])
 """
 ENVIRONMENT = {
+    "COCOON_ENV": "development",
     "COCOON_NETWORK_SECRET": "00" * 32,
     "COCOON_DATABASE_URL": "postgresql://127.0.0.1:1/none",
     "COCOON_REDIS_URL": "redis://127.0.0.1:1/0",
@@ -54,12 +62,12 @@ ENVIRONMENT = {
 class Gateway:
     """The main process and what can be asked of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environment: str) -> None:
         self.port = free_port()
         self.mark = f"{os.getpid()}-{self.port}"
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", SERVER],
-            env={**os.environ, **ENVIRONMENT, "COCOON_PORT": str(self.port), MARK: self.mark},
+            env={**os.environ, **ENVIRONMENT, "COCOON_PORT": str(self.port), MARK: self.mark, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -80,6 +88,13 @@ class Gateway:
     def processes(self) -> list[int]:
         return processes_marked(MARK, self.mark)
 
+    def end(self) -> None:
+        self.process.kill()
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        self.process.communicate()
+        until(lambda: self.processes() == [])
+
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
@@ -95,11 +110,7 @@ def gateway() -> Iterator[Gateway]:
         until(lambda: len(gateway.pids()) == 2)
         yield gateway
     finally:
-        gateway.process.kill()
-        gateway.process.communicate()
-        for pid in gateway.processes():
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: gateway.processes() == [])
+        gateway.end()
 
 
 def test_a_killed_process_comes_back_while_the_other_one_serves(gateway: Gateway) -> None:
@@ -118,6 +129,20 @@ def test_processes_end_with_a_killed_main_process_and_free_the_port(gateway: Gat
     until(lambda: gateway.processes() == [])
     with socket.create_server(("127.0.0.1", gateway.port)):
         pass
+
+
+@pytest.mark.parametrize("how", ["kill the main process", "tell it to stop"])
+def test_processes_that_still_load_the_application_end_too(how: str) -> None:
+    gateway = Gateway(COCOON_TEST_LOADING="1")
+    try:
+        assert gateway.process.stdout is not None
+        loading = (line for line in gateway.process.stdout if line == "loading\n")
+        assert [next(loading, ""), next(loading, "")] == ["loading\n"] * 2
+        gateway.process.send_signal(signal.SIGKILL if how == "kill the main process" else signal.SIGTERM)
+        gateway.process.wait(20)
+        until(lambda: gateway.processes() == [])
+    finally:
+        gateway.end()
 
 
 def test_sigterm_lets_a_running_request_finish_and_leaves_nothing(gateway: Gateway) -> None:

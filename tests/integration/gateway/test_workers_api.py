@@ -12,7 +12,7 @@ import pytest
 from cocoon.clock import SystemClock
 from cocoon.enrolment import ENROL_PATH, HEARTBEAT_PATH, EnrolAnswer, Heartbeat, keyset_digest
 from cocoon.ticket import ticket_key
-from tests.fixtures_gateway import MODEL, NETWORK_SECRET, Stack
+from tests.fixtures_gateway import MODEL, NETWORK_SECRET, PRICE, Stack
 from tests.unit.workers.worker_values import a_keyset, a_request
 from workers.targets import worker_id_of
 from workers.tokens import HeartbeatTokens
@@ -25,6 +25,10 @@ def enrolment(**changes: Any) -> dict[str, Any]:
     raw = a_request(SystemClock(), url="https://127.0.0.1:1", models=())
     made = json.loads(msgspec.json.encode(raw))
     return {**made, "models": [{"id": MODEL, "context_tokens": 2048}], **changes}
+
+
+def an_ask(**changes: Any) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": 1, "cached": 1, "completion": 1, **changes}
 
 
 def keyset(**changes: Any) -> str:
@@ -78,6 +82,15 @@ async def test_bad_enrolments_are_refused_with_a_reason(gateway: Stack) -> None:
         ({"keyset": keyset(not_before=now, not_after=now + 10**6)}, 403, "keyset_lifetime"),
         ({"keyset": keyset(not_before=now + 3600, not_after=now + 7200)}, 403, "keyset_lifetime"),
         ({"tee_type": "tdx"}, 403, "evidence_unsupported"),
+        ({"asks": [an_ask(prompt=-1)]}, 400, "invalid_type"),
+        ({"asks": [an_ask(prompt=2**63)]}, 400, "invalid_type"),
+        ({"asks": [an_ask(prompt=1.5)]}, 400, "invalid_type"),
+        ({"asks": [an_ask(version=7)]}, 400, "invalid_type"),
+        ({"asks": [an_ask(cached=2)]}, 403, "ask_refused"),
+        ({"asks": [an_ask(), an_ask()]}, 403, "ask_refused"),
+        ({"asks": [an_ask(model="another")]}, 403, "ask_refused"),
+        ({"asks": [an_ask(completion=PRICE.completion + 1)]}, 403, "ask_refused"),
+        ({"models": [{"id": "unpriced", "context_tokens": 1}], "asks": [an_ask(model="unpriced")]}, 403, "ask_refused"),
         ({"url": "http://127.0.0.1:1"}, 403, "worker_url_refused"),
         ({"url": "https://127.0.0.1:1/path"}, 403, "worker_url_refused"),
         ({"url": "https://user@127.0.0.1:1"}, 403, "worker_url_refused"),

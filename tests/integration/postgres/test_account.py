@@ -8,13 +8,16 @@ import pytest
 
 from billing.ports import Outcome, RecordRefusedError
 from billing.postgres.account import Accounts, UsageLine
+from billing.postgres.check import broken_invariants
 from billing.postgres.ledger import PostgresLedger
-from billing.postgres.pool import Pool
+from billing.postgres.pool import Pool, acquired, open_pool
 from billing.postgres.prices import list_prices, load_price_book, set_model, set_price
 from billing.pricing import ModelTerms
 from cocoon.ids import job_day
 from cocoon.money import Amount
 from tests.ledger_values import hold_request, job_id, settlement
+
+WORKER = uuid.UUID(int=11)
 
 
 async def test_a_customer_is_opened_once_with_empty_accounts(pool: Pool, ledger: PostgresLedger) -> None:
@@ -85,3 +88,39 @@ async def test_no_price_without_a_model_and_no_cached_price_above_the_prompts(po
     with pytest.raises(RecordRefusedError):
         await set_price(pool, "m", prompt=1, cached=2, completion=1, share_bps=1)
     assert (await load_price_book(pool)).offers() == ()
+
+
+async def test_replicas_that_write_at_once_roll_up_every_row(pool: Pool, database_url: str) -> None:
+    customers = [uuid.uuid4() for _ in range(3)]
+    async with open_pool(database_url, application="other") as other:
+        ledgers = [PostgresLedger(pool), PostgresLedger(other)]
+        for customer in customers:
+            await ledgers[0].deposit(job_id(), customer, Amount(10_000_000))
+
+        async def serve(ledger: PostgresLedger, customer: uuid.UUID) -> None:
+            request = hold_request(customer, 20_000)
+            await ledger.hold(request)
+            await ledger.settle(settlement(request.job_id, customer, worker=WORKER))
+
+        async with ledgers[0], ledgers[1]:
+            await asyncio.gather(*(serve(ledgers[number % 2], customers[number // 2 % 3]) for number in range(60)))
+    today = job_day(job_id())
+    lines = [line for customer in customers for line in await Accounts(pool).usage(customer, today, today)]
+    assert [line.requests for line in lines] == [20, 20, 20]
+    async with acquired(pool) as connection:
+        assert await broken_invariants(connection) == []
+
+
+async def test_a_broken_answer_shows_in_the_rollup_and_not_in_the_customers_usage(
+    pool: Pool, ledger: PostgresLedger
+) -> None:
+    customer = uuid.uuid4()
+    await ledger.deposit(job_id(), customer, Amount(1_000_000))
+    request = hold_request(customer, 20_000)
+    await ledger.hold(request)
+    await ledger.settle(settlement(request.job_id, customer, outcome=Outcome.BROKEN))
+    today = job_day(request.job_id)
+    assert await Accounts(pool).usage(customer, today, today) == []
+    async with acquired(pool) as connection:
+        [row] = await connection.fetch("SELECT requests, broken, prompt_tokens, charge_nano FROM usage_daily")
+    assert tuple(row) == (0, 1, 0, 0)

@@ -5,13 +5,18 @@ import uuid
 import pytest
 
 from billing.lease_store import LeaseAnswer
+from billing.ledger import Code
+from billing.postgres.account import Accounts
+from billing.postgres.adjustments import Adjustment, post_adjustment
 from billing.postgres.check import CHECKS, broken_invariants
 from billing.postgres.leases import PostgresLeases
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Connection, Pool, acquired
 from billing.postgres.recoveries import Recoveries
+from cocoon.clock import system_random
 from cocoon.money import Amount
 from cocoon.receipt_batch import Verdict
+from gateway.postgres.keys import KeySpec, KeyStore
 from gateway.recovery import verify
 from tests.lease_store_conformance import change, row
 from tests.ledger_values import hold_request, job_id, settlement
@@ -36,6 +41,10 @@ TAMPERINGS = {
     "recovery_equals_expired_leases": "UPDATE leases SET amount = amount + 1 WHERE state = 'recovering'",
     "recoveries_equal_transfers": "UPDATE transfers SET amount = amount + 1 WHERE code = 'recovered'",
     "recovered_holds_had_expired": "DELETE FROM transfers WHERE phase = 'expire'",
+    "rollups_equal_usage": "UPDATE usage_daily SET completion_tokens = completion_tokens + 1",
+    "statements_equal_balances": "UPDATE usage_daily SET charge_nano = charge_nano + 1",
+    "adjustments_are_recorded": "DELETE FROM audit_log WHERE action = 'ledger.credit'",
+    "usage_has_a_project": "UPDATE usage_daily SET key_id = (SELECT id FROM api_keys)",
     "nobody_is_off_by_a_nano": "UPDATE accounts SET numerator = numerator + 1000000 WHERE kind = 'customer_leased'",
 }
 
@@ -52,6 +61,12 @@ async def seed_books(pool: Pool) -> None:
         await ledger.void(voided.job_id, customer)
         await recover_one(pool, ledger, customer)
         await lease_two(pool, ledger)
+    organisation = await Accounts(pool).open_customer(uuid.uuid4(), "Ada")
+    await KeyStore(pool, system_random()).create(KeySpec(customer_id=organisation, name="unused"))
+    gift = Adjustment(
+        transfer_id=job_id(), customer_id=organisation, code=Code.CREDIT, amount=Amount(5), reason="an outage"
+    )
+    assert await post_adjustment(pool, gift, actor="test")
 
 
 async def lease_two(pool: Pool, ledger: PostgresLedger) -> None:
@@ -93,3 +108,12 @@ async def test_tampering_is_found(connection: Connection, pool: Pool, invariant:
     found = {row.invariant: row for row in await broken_invariants(connection)}
     assert invariant in found
     assert found[invariant].expected != found[invariant].actual
+
+
+async def test_a_check_may_take_longer_than_a_requests_statement(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = "SELECT 'slow' AS subject, 0 AS expected, 0 AS actual WHERE pg_sleep(0.4) IS NULL"
+    monkeypatch.setitem(CHECKS, "slow", slow)
+    await connection.execute("SET statement_timeout = '200ms'")
+    assert await broken_invariants(connection) == []

@@ -98,3 +98,29 @@ async def test_a_new_price_is_a_new_version_in_force(database_url: str, pool: Po
     assert (offer.context_tokens, offer.default_max_completion) == (2048, 4096)
     lines = (await cocoon(database_url, "prices", "list")).stdout.splitlines()
     assert [line[:12] for line in lines] == ["  smollm2 v1", "* smollm2 v2"]
+
+
+async def test_a_scheduled_price_is_shown_and_not_yet_in_force(database_url: str, pool: Pool) -> None:
+    numbers = ("--prompt", "0.4", "--completion", "1.6")
+    unknown = await cocoon(database_url, "prices", "schedule", "m", "--from", "2999-01-01", *numbers)
+    assert (unknown.returncode, "there is no model 'm'" in unknown.stderr) == (1, True)
+    assert (await cocoon(database_url, "prices", "set", "m", "--context", "2048", *numbers)).returncode == 0
+    done = await cocoon(database_url, "prices", "schedule", "m", "--from", "2999-01-01", *numbers, "--cached", "0.1")
+    assert done.stdout == "m version 2 from 2999-01-01 00:00:00 UTC\n"
+    offer = (await load_price_book(pool)).offer("m")
+    assert offer is not None
+    assert offer.price.version == 1
+    shown = (await cocoon(database_url, "prices", "show", "m")).stdout.splitlines()
+    assert [line[:6] for line in shown] == ["m: con", "now v1", "m v2 f"]
+    lines = (await cocoon(database_url, "prices", "history", "m", "--json")).stdout.splitlines()
+    assert [msgspec.json.decode(line)["cached"] for line in lines] == [400_000_000, 100_000_000]
+    assert (await cocoon(database_url, "prices", "history", "other")).stdout == ""
+
+
+async def test_a_price_in_the_past_is_refused(database_url: str, pool: Pool) -> None:
+    numbers = ("--prompt", "0.4", "--completion", "1.6")
+    late = await cocoon(
+        database_url, "prices", "set", "m", "--context", "2048", *numbers, "--effective", "2020-01-01"
+    )  # fmt: skip
+    assert (late.returncode, "in the past" in late.stderr) == (1, True)
+    assert (await load_price_book(pool)).offers() == ()

@@ -13,7 +13,7 @@ from billing.postgres.account import Accounts
 from billing.postgres.pool import Connection, Pool, open_pool
 from cocoon.clock import SystemClock, system_random
 from cocoon.ids import is_secret_key
-from gateway.auth import InvalidKeyError, KeyTable, Principal, Role
+from gateway.auth import InvalidKeyError, KeyTable, Principal, Project, Role
 from gateway.postgres.keys import KeyListener, KeyNameTakenError, KeySpec, KeyStore, KeyUnknownError
 from tests.fixtures_postgres import PostgresServer
 
@@ -65,7 +65,10 @@ async def test_a_created_key_is_accepted_and_a_revoked_one_refused_within_a_seco
         KeySpec(customer_id=customer, name="app", requests_per_min=60, cors_origins=("https://a",))
     )
     await until(lambda: accepts(table, created.secret), 1)
-    assert table.authenticate(b"Bearer " + created.secret.encode(), now=CLOCK.now()) == Principal(
+    found = table.authenticate(b"Bearer " + created.secret.encode(), now=CLOCK.now())
+    assert found.project is not None
+    assert found == Principal(
+        project=Project(project_id=found.project.project_id),
         key_id=created.key_id,
         customer_id=customer,
         name="app",
@@ -74,6 +77,38 @@ async def test_a_created_key_is_accepted_and_a_revoked_one_refused_within_a_seco
     )
     await store.revoke(str(created.key_id))
     await until(lambda: not accepts(table, created.secret), 1)
+
+
+async def test_a_projects_changed_limits_reach_the_keys_of_that_project_only(
+    store: KeyStore, customer: uuid.UUID, table: KeyTable, connection: Connection
+) -> None:
+    mine = await store.create(KeySpec(customer_id=customer, name="mine"))
+    other_customer = await Accounts(store._pool).open_customer(uuid.uuid4(), "Bob")
+    other = await store.create(KeySpec(customer_id=other_customer, name="other"))
+    await until(lambda: accepts(table, mine.secret) and accepts(table, other.secret), 1)
+
+    def project_of(secret: str) -> Project:
+        project = table.authenticate(b"Bearer " + secret.encode(), now=CLOCK.now()).project
+        assert project is not None
+        return project
+
+    before = project_of(other.secret)
+    project_id = project_of(mine.secret).project_id
+    assert project_id != before.project_id
+    await connection.execute(
+        "UPDATE projects SET requests_per_min = 7, tokens_per_min = 8, concurrency_max = 9, spend_day_nano_max = 10, "
+        "spend_month_nano_max = 11 WHERE id = $1",
+        project_id,
+    )
+    wanted = Project(
+        project_id=project_id, requests_per_min=7, tokens_per_min=8, concurrency_max=9, spend_day_nano_max=10,
+        spend_month_nano_max=11,
+    )  # fmt: skip
+    await until(lambda: project_of(mine.secret) == wanted, 1)
+    assert project_of(other.secret) == before
+    await connection.execute("UPDATE projects SET name = 'x', archived_at = now() WHERE id = $1", project_id)
+    await until(lambda: not accepts(table, mine.secret), 1)
+    assert accepts(table, other.secret)
 
 
 async def test_the_listener_reconnects_and_learns_what_it_missed(

@@ -1,12 +1,14 @@
 """The migration runner against a real server."""
 
 import asyncio
+import uuid
 
 import asyncpg
 import pytest
 
 from billing.ports import LedgerUnavailableError, RecordRefusedError
 from billing.postgres import migrate as runner
+from billing.postgres.check import broken_invariants
 from billing.postgres.migrate import Migration, MigrationError, load_migrations, migrate
 from billing.postgres.partitions import ensure_partitions
 from billing.postgres.pool import open_pool
@@ -18,6 +20,23 @@ PARTITIONS = Migration(
     name="partitions",
     sql="CREATE FUNCTION ensure_day_partitions(date, date) RETURNS integer LANGUAGE sql AS 'SELECT 0';",
 )
+USAGE_ROW = """
+    INSERT INTO usage (
+        day, job_id, attempt, customer_id, key_id, model, asset, price_version, share_bps, prompt_tokens,
+        cached_tokens, completion_tokens, numerator, charge_nano, share_nano, fee_nano, outcome, finish_reason,
+        started_at, ended_at, body_digest
+    )
+    SELECT
+        (now() AT TIME ZONE 'utc')::date, '00000000-0000-0000-0000-000000000001', $1::int, id, id, 'm', 'TON', 1, 0,
+        5, 0, 0, charge * 1000000, charge, 0, charge, outcome, 'stop', now(), now(), decode(repeat('00', 32), 'hex')
+    FROM (
+        SELECT
+            '00000000-0000-0000-0000-000000000002'::uuid AS id,
+            CASE $1::int WHEN 0 THEN 7 ELSE 0 END AS charge,
+            CASE $1::int WHEN 0 THEN 'completed' ELSE 'broken' END AS outcome
+    ) AS one
+"""
+"""Attempt 0 is charged, attempt 1 broke; only columns that the schema had before the rollups."""
 PLAIN = (FIRST, SECOND, PARTITIONS)
 
 
@@ -53,6 +72,42 @@ async def test_a_failing_migration_leaves_nothing_of_itself_and_keeps_those_befo
     try:
         assert await connection.fetchval("SELECT to_regclass('half') IS NULL AND to_regclass('first') IS NOT NULL")
         assert await connection.fetch("SELECT version FROM schema_migrations") == [(1,)]
+    finally:
+        await connection.close()
+
+
+async def test_keys_of_the_previous_release_fall_to_their_customers_default_project(empty_database_url: str) -> None:
+    known = load_migrations()
+    before = [migration for migration in known if migration.version < 8]
+    insert = "INSERT INTO api_keys (id, customer_id, name, sha256, prefix, role) VALUES ($1, $2, $3, $4, 'sk', $5)"
+    customers = [uuid.uuid4(), uuid.uuid4()]
+    connection = await asyncpg.connect(empty_database_url)
+    try:
+        await migrate(empty_database_url, before)
+        for customer in customers:
+            await connection.execute("INSERT INTO customers (id, name) VALUES ($1, $2)", customer, str(customer))
+            for name, role in (("a", "customer"), ("b", "worker")):
+                key = uuid.uuid4()
+                await connection.execute(insert, key, customer, name, key.bytes * 2, role)
+        await migrate(empty_database_url, known)
+        # The previous release still runs, and knows no projects.
+        await connection.execute(insert, uuid.uuid4(), customers[0], "c", uuid.uuid4().bytes * 2, "customer")
+        placed = await connection.fetch(
+            "SELECT p.customer_id = k.customer_id AS own, p.name, p.customer_id, count(*) AS keys FROM api_keys AS k "
+            "JOIN projects AS p ON p.id = k.project_id GROUP BY 1, 2, 3 ORDER BY 4 DESC"
+        )
+        assert [tuple(row) for row in placed] == [
+            (True, "default", customers[0], 3), (True, "default", customers[1], 2)
+        ]  # fmt: skip
+        theirs = await connection.fetchval("SELECT id FROM projects WHERE customer_id = $1", customers[1])
+        with pytest.raises(asyncpg.ForeignKeyViolationError):
+            await connection.execute(
+                "INSERT INTO api_keys (id, customer_id, name, sha256, prefix, role, project_id) "
+                "VALUES ($1, $2, 'd', $3, 'sk', 'customer', $4)",
+                uuid.uuid4(), customers[0], uuid.uuid4().bytes * 2, theirs,
+            )  # fmt: skip
+        with pytest.raises(asyncpg.RestrictViolationError, match="a key stays in its project"):
+            await connection.execute("UPDATE api_keys SET project_id = $1 WHERE customer_id = $2", theirs, customers[0])
     finally:
         await connection.close()
 
@@ -102,5 +157,22 @@ async def test_day_partitions_are_created_once_by_concurrent_callers(database_ur
         )
         indexes = await connection.fetchval("SELECT count(*) FROM pg_index WHERE indrelid = $1::text::regclass", today)
         assert (triggers, indexes) == (1, 2)
+    finally:
+        await connection.close()
+
+
+async def test_usage_from_before_the_rollups_is_in_them(empty_database_url: str) -> None:
+    migrations = load_migrations()
+    rollups = next(number for number, one in enumerate(migrations) if one.name == "usage_daily")
+    await migrate(empty_database_url, migrations[:rollups])
+    connection = await asyncpg.connect(empty_database_url)
+    try:
+        await connection.execute(USAGE_ROW, 0)
+        await migrate(empty_database_url, migrations)
+        # What the previous release, which does not know of rollups, writes while it still runs.
+        await connection.execute(USAGE_ROW, 1)
+        [row] = await connection.fetch("SELECT requests, broken, prompt_tokens, charge_nano FROM usage_daily")
+        assert tuple(row) == (1, 1, 5, 7)
+        assert [line for line in await broken_invariants(connection) if line.invariant == "rollups_equal_usage"] == []
     finally:
         await connection.close()

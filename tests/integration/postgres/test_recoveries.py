@@ -5,9 +5,10 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
-from billing.lease_store import LeaseAnswer, LeaseChange
+from billing.lease_store import JournalRow, LeaseAnswer, LeaseChange
 from billing.ports import HoldClosedError, Outcome, Settlement, TransferConflictError
 from billing.postgres.check import broken_invariants
 from billing.postgres.leases import PostgresLeases
@@ -57,7 +58,9 @@ class Scene:
         )
 
     async def deliver(self, *receipts: DeliveredReceipt) -> list[Verdict]:
-        return list(await self.judge.judge(self.signer.worker_id, self.signer.batch(*receipts)))
+        judged = await self.judge.judge(self.signer.worker_id, self.signer.batch(*receipts))
+        self.judged = judged
+        return [one.verdict for one in judged]
 
     async def balance(self) -> tuple[int, int, int]:
         found = await self.ledger.balance(self.customer)
@@ -246,6 +249,22 @@ async def test_an_expired_lease_pays_for_what_its_process_lost(scene: Scene, poo
     assert await scene.found() == []
 
 
+async def test_a_job_that_its_gateway_settled_as_broken_is_not_charged_from_another_attempts_receipt(
+    scene: Scene, pool: Pool
+) -> None:
+    """A worker that failed, or refused, before its answer arrived may hold a receipt for a whole one."""
+    store, ticket = await leased(scene, pool, 100)
+    [row] = await scene.connection.fetch("SELECT fence FROM leases")
+    broken = scene.settled(msgspec.structs.replace(ticket, attempt=1), outcome=Outcome.BROKEN, attempt=1)
+    await store.flush([JournalRow(settlement=broken, lease_id=ticket.lease, fence=row["fence"])])
+    await scene.connection.execute("UPDATE leases SET expires_at = now() - interval '1 s'")
+    for _ in range(2):
+        assert await store.sweep(10, recovery_s=0) == 1
+        assert await scene.deliver(scene.signer.delivered(ticket, scene.customer, USAGE)) == [Verdict.DISCREPANCY]
+    assert [kind for kind, *_ in await scene.found()] == ["other_attempt"]
+    assert await scene.balance() == (CREDIT, 0, 0)
+
+
 @pytest.mark.parametrize("leased_nano", [5, 100])
 async def test_once_its_lease_is_closed_a_late_receipt_draws_on_the_customers_credit(
     scene: Scene, pool: Pool, leased_nano: int
@@ -294,7 +313,7 @@ async def test_gateways_that_get_the_same_batch_at_once_charge_once(
         async with open_pool(database_url, application="test") as pool:
             judge = Reconciler(Recoveries(pool, PostgresLeases(pool, "")), network_secret=SECRET, global_id=GLOBAL_ID)
             batch = scene.signer.batch(*(receipts if order % 2 else reversed(receipts)))
-            return list(await judge.judge(scene.signer.worker_id, batch))
+            return [one.verdict for one in await judge.judge(scene.signer.worker_id, batch)]
 
     answers = await asyncio.gather(*(other_gateway(order) for order in range(4)))
     judged = [verdict for answer in answers for verdict in answer]

@@ -135,7 +135,8 @@ async def serving(script: Script, certificate: pathlib.Path | None = None) -> As
 def a_job(**changes: Any) -> Job:
     members: dict[str, Any] = {
         "job_id": uuid.UUID(int=1), "model": MODEL, "body": BODY, "stream": False, "show_usage": False,
-        "asks_maximum": True, "max_completion": 5, "ticket": "ticket", "stub": "stub", "salt": None, "traceparent": None,
+        "asks_maximum": True, "max_completion": 5, "ticket": "ticket", "stub": "stub", "salt": None,
+        "traceparent": None,
     }  # fmt: skip
     return Job(**{**members, **changes})
 

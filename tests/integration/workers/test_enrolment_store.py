@@ -13,11 +13,12 @@ from structlog.testing import capture_logs
 
 from billing.postgres.pool import open_pool
 from cocoon.clock import ManualClock
-from cocoon.enrolment import ServedModel
+from cocoon.enrolment import Ask, ServedModel
 from tests.fixtures_postgres import PostgresServer
 from tests.unit.workers.worker_values import MODEL, a_keyset, a_request
 from workers.enrolments import admit
-from workers.errors import EnrolmentStoreUnavailableError
+from workers.errors import AskRefusedError, EnrolmentStoreUnavailableError
+from workers.postgres import enrolments as module
 from workers.postgres.enrolments import STATEMENTS, EnrolmentListener, EnrolmentStore
 from workers.registry import Registry
 from workers.targets import Worker, worker_id_of
@@ -234,3 +235,30 @@ async def test_a_listener_waits_for_the_first_migration(empty_database_url: str)
             await _until(lambda: any(entry["event"] == "enrolment_listener_disconnected" for entry in logs))
 
         assert not follower.listener.loaded.is_set()
+
+
+async def test_asks_are_rows_that_never_change_and_only_a_new_one_is_a_new_row(
+    url: str, store: EnrolmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _execute(url, "INSERT INTO models (id, context_tokens) VALUES ($1, 2048)", MODEL)
+
+    async def asking(*numbers: int, name: str = "worker-1") -> int:
+        stored = await store.save(_worker(name, asks=(Ask(MODEL, *numbers),)), KEY)
+        [ask] = stored.asks
+        return ask.version
+
+    versions = [await asking(3, 2, 5), await asking(3, 2, 5), await asking(3, 2, 6), await asking(3, 2, 5)]
+    assert versions == [2**31, 2**31, 2**31 + 1, 2**31 + 2]
+    assert await asking(3, 2, 5, name="worker-2") == 2**31 + 3
+    loaded = {worker.name: [ask.version for ask in worker.asks] for worker in await store.load()}
+    assert loaded == {"worker-1": [2**31 + 2], "worker-2": [2**31 + 3]}
+    for statement in ("UPDATE asks SET prompt_nano_per_mtok = 1", "DELETE FROM asks"):
+        with pytest.raises(asyncpg.RestrictViolationError):
+            await _execute(url, statement)
+    # A worker that changes its mind all the time does not fill the table, and keeps what it had.
+    monkeypatch.setattr(module, "ASKS_PER_DAY_MAX", 3)
+    with pytest.raises(AskRefusedError):
+        await asking(1, 1, 1)
+    assert await asking(3, 2, 5) == 2**31 + 2
+    await store.save(_worker(), KEY)
+    assert [worker.asks for worker in await store.load() if worker.name == "worker-1"] == [()]

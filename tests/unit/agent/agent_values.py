@@ -15,6 +15,7 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
 SETTINGS = {
     "COCOON_GATEWAY_URL": "http://127.0.0.1:8080",
     "COCOON_WORKER_KEY": "wk-cocoon-" + "A" * 43,
+    "COCOON_OPERATOR_KEY": "d7" * 32,
     "HOME": "/nonexistent",
 }
 

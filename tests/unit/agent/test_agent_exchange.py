@@ -22,6 +22,7 @@ from workers.agent.app import AgentApp
 from workers.agent.engines.ports import Dialect, EngineCall, Load
 from workers.agent.keys import KeyRing
 from workers.agent.receipt_store import KeptReceipt, ReceiptStore
+from workers.agent.signatures import Unsigned
 
 KEY = b"k" * 32
 RAW = msgspec.json.encode({**CHAT, "stream": True})
@@ -76,6 +77,7 @@ class Bench:
         rng = random.Random(1)
         self.app = AgentApp(
             admission=self.admission, engine=engine, clock=clock, rng=rng, store=self.store,
+            unsigned=Unsigned(clock, count_max=8, age_s_max=60),
             tracer=start_tracer("agent", None, rng), served_model="m", tee_type="none", job_s_max=5.0,
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ from workers.agent.receipt_sender import ReceiptSender
 from workers.agent.receipt_store import KeptReceipt, ReceiptStore, ReceiptStoreError
 from workers.agent.receipts import SignedReceipt
 from workers.agent.settings import SettingsError, parse_settings
+from workers.agent.signatures import SignatureVerifier
 
 KEYSET = b"a keyset"
 
@@ -196,6 +197,7 @@ class StubLink:
 
     def __init__(self, *answers: tuple[int, list[str] | bytes]) -> None:
         self._answers = list(answers)
+        self.global_id = -217
         self.sent: list[ReceiptBatch] = []
 
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
@@ -207,13 +209,17 @@ class StubLink:
         return status, msgspec.json.encode(ReceiptVerdicts(tuple(Verdict(word) for word in answer)))
 
 
+def a_sender(clock: ManualClock, store: ReceiptStore, link: StubLink, grace_s: float = 5) -> ReceiptSender:
+    return ReceiptSender(store, link, SignatureVerifier(clock, link, None), random.Random(1), grace_s=grace_s)
+
+
 async def _delivery(
     clock: ManualClock, *answers: tuple[int, list[str] | bytes], look: Callable[[ReceiptStore], Awaitable[None]]
 ) -> list[bool]:
     store = ReceiptStore(None, "w", clock, grace_s=0)
     for number in range(2):
         await store.keep(a_receipt(number))
-    sender = ReceiptSender(store, StubLink(*answers), random.Random(1), grace_s=5)
+    sender = a_sender(clock, store, StubLink(*answers))
     outcomes: list[bool] = []
     for _ in answers:
         due = await store.due(10)
@@ -251,7 +257,7 @@ async def test_final_verdicts_end_it_and_pending_ones_come_back_later_and_later(
                 waited += 1
             assert numbers(due.batch) == [1]
             waits.append(waited)
-            sender = ReceiptSender(store, StubLink((200, ["pending"])), random.Random(1), grace_s=5)
+            sender = a_sender(clock, store, StubLink((200, ["pending"])))
             await sender.deliver(due)
         assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
 
@@ -262,7 +268,7 @@ async def test_the_sender_delivers_by_itself_and_survives_failures(clock: Manual
     store = ReceiptStore(None, "w", clock, grace_s=0)
     link = StubLink((503, b""), (200, ["recorded"]))
     await store.keep(a_receipt(5))
-    sender = ReceiptSender(store, link, random.Random(1), grace_s=0.01)
+    sender = a_sender(clock, store, link, grace_s=0.01)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(sender.run())
         await until(lambda: store.unacknowledged == 0)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cocoon import canonical, receipt, ticket
+from cocoon import canonical, delegation, merkle, receipt, signed_batch, ticket
 from cocoon.enrolment import Keyset, keyset_digest
 from cocoon.usage import TokenUsage
 
@@ -96,3 +96,45 @@ def test_receipt() -> None:
     assert receipt.ReceiptHead.decode(head.encode()) == head
     assert receipt.sign(key, head.encode()).hex() == vector["signature_hex"]
     receipt.verify(bytes.fromhex(vector["public_key_hex"]), head.encode(), bytes.fromhex(vector["signature_hex"]))
+
+
+def test_signed_batch() -> None:
+    vector = load("signed_batch.json")
+    operator, gateway = (
+        Ed25519PrivateKey.from_private_bytes(bytes.fromhex(vector[f"{name}_secret_hex"]))
+        for name in ("operator", "gateway")
+    )
+    made = delegation.Delegation(
+        global_id=vector["global_id"],
+        gateway_key=gateway.public_key().public_bytes_raw(),
+        not_before=vector["not_before"],
+        not_after=vector["not_after"],
+    )
+    countersignature = signed_batch.Countersignature(
+        global_id=vector["global_id"],
+        head_sha256=signed_batch.head_digest(bytes.fromhex(load("receipt.json")["head_hex"])),
+        charge_numerator=int(vector["charge_numerator"]),
+        include_by=vector["include_by"],
+    )
+    leaves = [bytes.fromhex(vector["ticket_leaf_hex"]), countersignature.encode()]
+    head = signed_batch.BatchHead(
+        global_id=vector["global_id"], size=2, root=merkle.root_of(leaves), signed_ms=vector["signed_ms"]
+    )
+
+    assert delegation.delegate(operator, made).hex() == vector["delegation_hex"]
+    assert countersignature.encode().hex() == vector["countersignature_hex"]
+    assert signed_batch.Countersignature.decode(countersignature.encode()) == countersignature
+    assert head.root.hex() == vector["root_hex"]
+    assert head.encode().hex() == vector["head_hex"]
+    assert gateway.sign(head.encode()).hex() == vector["signature_hex"]
+    opened = signed_batch.open_batch(
+        signed_batch.SignedBatch(
+            head=head.encode(),
+            signature=bytes.fromhex(vector["signature_hex"]),
+            delegation=bytes.fromhex(vector["delegation_hex"]),
+        ),
+        operator_key=bytes.fromhex(vector["operator_key_hex"]),
+        global_id=vector["global_id"],
+        now_s=vector["signed_ms"] / 1000,
+    )
+    assert opened == head

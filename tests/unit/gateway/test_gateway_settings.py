@@ -5,9 +5,14 @@ from typing import Any
 
 import pytest
 
+from cocoon.canonical import base64url
 from gateway.settings import Settings, SettingsError, read_settings
+from tests.signing_values import Operator
 
+OPERATOR = Operator(-3)
 GOOD = {
+    "COCOON_GATEWAY_KEY": OPERATOR.gateway.private_bytes_raw().hex(),
+    "COCOON_GATEWAY_DELEGATION": base64url(OPERATOR.carried),
     "COCOON_DATABASE_URL": "postgresql://u:db-password@h/d",
     "COCOON_REDIS_URL": "redis://:redis-password@h",
     "COCOON_NETWORK_SECRET": "ab" * 32,
@@ -42,6 +47,8 @@ def test_what_is_missing_is_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("COCOON_GATEWAY_KEY", "ab"), ("COCOON_GATEWAY_KEY", "zz" * 32), ("COCOON_GATEWAY_DELEGATION", "AAAA"),
+        ("COCOON_GATEWAY_DELEGATION", "no base64url"),
         ("COCOON_NETWORK_SECRET", "ab"), ("COCOON_NETWORK_SECRET", "zz" * 32), ("COCOON_ENV", "prod"),
         ("COCOON_ALLOW_PRIVATE_WORKERS", "yes"), ("COCOON_DRAIN_S", "soon"), ("COCOON_DRAIN_S", "nan"),
         ("COCOON_DRAIN_S", "-1"), ("COCOON_FIRST_BYTE_S", "0"), ("COCOON_REQUEST_S_MAX", "inf"),
@@ -77,3 +84,15 @@ def test_secrets_do_not_show_themselves() -> None:
     shown = repr(read(COCOON_UPSTREAMS=upstreams({"api_key": "up-password"})))
     for secret in ("db-password", "redis-password", "up-password", "abab"):
         assert secret not in shown
+
+
+def test_only_development_may_do_without_the_operators_delegation_and_never_with_half_of_it() -> None:
+    unsigned = {name: value for name, value in GOOD.items() if not name.startswith("COCOON_GATEWAY_")}
+    settings = read_settings({**unsigned, "COCOON_ENV": "development"})
+    assert (settings.gateway_key, settings.delegation) == (None, None)
+    for env in ("production", ""):
+        with pytest.raises(SettingsError, match="COCOON_GATEWAY_KEY"):
+            read_settings({**unsigned, "COCOON_ENV": env})
+    half = {**unsigned, "COCOON_GATEWAY_KEY": GOOD["COCOON_GATEWAY_KEY"], "COCOON_ENV": "development"}
+    with pytest.raises(SettingsError, match="COCOON_GATEWAY_DELEGATION"):
+        read_settings(half)

@@ -13,6 +13,7 @@ from tests.unit.workers.worker_values import MODEL, a_heartbeat, a_worker, an_up
 from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
 from workers.registry import Member, Registry
 from workers.routing import Dispatch, DispatchOutcome, RetryBudget, Router
+from workers.targets import Target
 
 ONE, TWO = uuid.UUID(int=1), uuid.UUID(int=2)
 
@@ -339,3 +340,27 @@ def test_a_retry_budget_allows_a_share_of_requests_and_a_few_a_second() -> None:
 
     clock.advance(1e6)
     assert sum(budget.try_spend() for _ in range(100)) == 10
+
+
+def test_the_cheapest_with_room_is_chosen_and_cost_breaks_the_tie() -> None:
+    network = Network(4, capacity=1)
+    costs = {1: 5, 2: 3, 3: 3, 4: None}
+
+    def quote(target: Target) -> int | None:
+        return costs[target.target_id.int]
+
+    chosen = [network.router.choose(MODEL, quote=quote, cheapest=True) for _ in range(3)]
+    assert [dispatch.target_id.int for dispatch in chosen[2:]] == [1]
+    assert {dispatch.target_id.int for dispatch in chosen[:2]} == {2, 3}
+    # The fourth has room and may not be used: those that may are busy.
+    with pytest.raises(WorkersBusyError):
+        network.router.choose(MODEL, quote=quote)
+    with pytest.raises(NoWorkerError):
+        network.router.choose(MODEL, quote=lambda _: None)
+
+
+def test_only_targets_that_a_request_may_go_to_are_named() -> None:
+    network = Network(3)
+    named = network.router.targets(MODEL, only=("worker-1", "worker-2"), ignore=("worker-2",))
+    assert [target.target_id for target in named] == [ONE]
+    assert network.router.targets("unknown") == []
