@@ -98,9 +98,10 @@ class LeasedLedger:
         self._holder = holder
         self._terms = terms or LeaseTerms()
         self._book = LeaseBook(holder, self._terms, lambda: new_job_id(clock, rng), self._reserve)
-        self._jobs: dict[uuid.UUID, _Job] = {}
-        self._closed: dict[uuid.UUID, _Job] = {}
-        self._rows: dict[tuple[uuid.UUID, int], _Job] = {}
+        # By the job's id as an integer: hashing a UUID is a call of Python code, and there are many.
+        self._jobs: dict[int, _Job] = {}
+        self._closed: dict[int, _Job] = {}
+        self._rows: dict[tuple[int, int], _Job] = {}
         self._journal: Lane[JournalRow, Posted] = Lane(
             "journal", self._flush, batch_max=ROWS_MAX, queue_max=JOURNAL_ROWS_MAX, linger_s=linger_s
         )
@@ -145,7 +146,7 @@ class LeasedLedger:
 
     async def hold(self, request: HoldRequest) -> Hold:
         """See `Ledger.hold`. No I/O while the lease is warm."""
-        known = self._jobs.get(request.job_id) or self._closed.get(request.job_id)
+        known = self._jobs.get(request.job_id.int) or self._closed.get(request.job_id.int)
         if known is not None:
             return _held_again(known, request)
         ledger.require_sound_hold(request)
@@ -165,9 +166,9 @@ class LeasedLedger:
 
     async def settle(self, settlement: Settlement) -> Posted:
         """See `Ledger.settle`. Returns when the row is durable, however long the store is away."""
-        if settlement.job_id not in self._jobs:
+        if settlement.job_id.int not in self._jobs:
             ledger.require_sound_settlement(settlement)
-            job = self._closed.get(settlement.job_id) or self._rows.get((settlement.job_id, settlement.attempt))
+            job = self._closed.get(settlement.job_id.int) or self._rows.get((settlement.job_id.int, settlement.attempt))
             if job is None:
                 return await self._settled_before(settlement)
             return await _settled_again(job, settlement)
@@ -184,7 +185,7 @@ class LeasedLedger:
             TransferConflictError, MalformedError, LedgerUnavailableError: as `settle`.
         """
         ledger.require_sound_settlement(settlement)
-        job = self._jobs.get(settlement.job_id)
+        job = self._jobs.get(settlement.job_id.int)
         if job is None:
             raise HoldClosedError
         ledger.require_covered(settlement, job.hold)
@@ -193,7 +194,7 @@ class LeasedLedger:
         if answer is None:
             raise LedgerUnavailableError("the usage journal is full or closed")
         job.settlement, job.answer = settlement, answer
-        self._rows[settlement.job_id, settlement.attempt] = job
+        self._rows[settlement.job_id.int, settlement.attempt] = job
         # The most that the row can take, whatever the customer's cumulative numerator is.
         job.bound = ceiling(settlement.numerator, settlement.price.asset).nano
         lease.journaled += job.bound
@@ -203,11 +204,11 @@ class LeasedLedger:
     async def void(self, job_id: uuid.UUID, customer_id: uuid.UUID) -> None:
         """See `Ledger.void`. No I/O: what this process does not remember, it never held or has ended."""
         job_day(job_id)
-        job = self._jobs.get(job_id)
+        job = self._jobs.get(job_id.int)
         if job is not None and job.hold.customer_id == customer_id:
             self._close(job, _State.RELEASED)
             return
-        job = self._closed.get(job_id)
+        job = self._closed.get(job_id.int)
         if job is None or job.hold.customer_id != customer_id:
             raise HoldClosedError
         if job.settlement is not None and job.settlement.outcome.chargeable:
@@ -254,7 +255,7 @@ class LeasedLedger:
             amount=request.amount_max if nano == request.amount_max.nano else Amount(nano, request.amount_max.asset),
             lease_id=lease.lease_id,
         )
-        self._jobs[request.job_id] = _Job(purse, lease, request, hold, now + request.ttl_s)
+        self._jobs[request.job_id.int] = _Job(purse, lease, request, hold, now + request.ttl_s)
         return hold
 
     async def _hold_after_change(self, key: PurseKey, request: HoldRequest, now: float) -> Hold:
@@ -267,7 +268,7 @@ class LeasedLedger:
         except (TimeoutError, asyncio.CancelledError) as error:
             # The answer may have come in the very turn in which the caller's patience ended.
             if answer.done() and not answer.cancelled() and answer.exception() is None:
-                self._close(self._jobs[request.job_id], _State.RELEASED)
+                self._close(self._jobs[request.job_id.int], _State.RELEASED)
             answer.cancel()
             if isinstance(error, TimeoutError):
                 raise LedgerUnavailableError("no credit could be leased in time") from None
@@ -277,8 +278,9 @@ class LeasedLedger:
         """The end of a hold: what it reserved is free again, less what is on its way to the store."""
         job.state = state
         job.lease.reserved -= job.hold.amount.nano
-        del self._jobs[job.hold.job_id]
-        self._closed[job.hold.job_id] = job
+        name = job.hold.job_id.int
+        del self._jobs[name]
+        self._closed[name] = job
         if len(self._closed) > CLOSED_MAX:
             del self._closed[next(iter(self._closed))]
         if job.purse.waiting:
@@ -309,7 +311,7 @@ class LeasedLedger:
                 raise  # the lane halves the group until the one that cannot be sent stands alone
             answers = list[Posted | BillingError]([error])
         for row, answer in zip(rows, answers, strict=True):
-            job = self._rows.pop((row.settlement.job_id, row.settlement.attempt))
+            job = self._rows.pop((row.settlement.job_id.int, row.settlement.attempt))
             job.lease.journaled -= job.bound
             if isinstance(answer, BillingError):
                 log.error("usage_row_quarantined", job_id=str(row.settlement.job_id), code=answer.code)

@@ -7,6 +7,7 @@ It opens no socket itself: whoever owns the event loop connects it and decides a
 
 import asyncio
 import re
+import select
 from collections.abc import Iterable
 from typing import cast
 
@@ -63,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._complete = True
         self._paused = False
         self._keep_alive = False
+        self._news: select.poll | None = None
         self.idle_since = 0.0
         self.bytes_received = 0
 
@@ -77,6 +79,14 @@ class Connection(asyncio.Protocol):
             and transport is not None
             and not transport.is_closing()
         )
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has arrived that the loop has not told us yet: a close that came a moment ago, above all."""
+        if self._news is None:
+            self._news = select.poll()
+            self._news.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not self._news.poll(0)
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -269,14 +279,12 @@ def request_bytes(method: bytes, target: bytes, headers: Iterable[tuple[bytes, b
     """
     if _UNSAFE_TARGET.search(target):
         raise HopError("a request target may not contain spaces or line breaks")
-    lines = [method + b" " + target + b" HTTP/1.1\r\n"]
+    lines = [method + b" " + target + b" HTTP/1.1"]
     for name, value in headers:
-        line = name + b": " + value
-        if _UNSAFE.search(line):
-            raise HopError("a header may not contain line breaks")
         if name.lower() in _FRAMING_HEADERS:
             raise HopError("the body's length is stated once")
-        lines.append(line + b"\r\n")
+        lines.append(name + b": " + value)
+    if _UNSAFE.search(b"".join(lines)):
+        raise HopError("a header may not contain line breaks")
     lines.append(b"content-length: %d\r\n\r\n" % len(body))
-    lines.append(body)
-    return b"".join(lines)
+    return b"\r\n".join(lines) + body

@@ -25,6 +25,8 @@ class TokenUsage(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tr
 
     def capped(self, *, prompt_max: int, completion_max: int) -> "TokenUsage":
         """The same usage, cut down to what a ticket allows."""
+        if self.prompt <= prompt_max and self.completion <= completion_max:
+            return self
         prompt = min(self.prompt, prompt_max)
         return TokenUsage(
             prompt=prompt, cached=min(self.cached, prompt), completion=min(self.completion, completion_max)

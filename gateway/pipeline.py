@@ -39,6 +39,7 @@ from gateway.walk import Call, Walk
 from workers.transport import Batch
 
 log = structlog.get_logger()
+_NONE = TokenUsage()
 HOLD_MARGIN_S = 60
 """Holds outlive the longest request and the longest settlement by this much."""
 
@@ -60,7 +61,7 @@ class Pipeline:
         self._clock = clock
         self._rng = rng
         self._limits = limits
-        self._hold_ttl = dt.timedelta(seconds=limits.request_s_max + SETTLE_S_MAX + HOLD_MARGIN_S)
+        self._hold_ttl_s = int(limits.request_s_max + SETTLE_S_MAX + HOLD_MARGIN_S)
         self.live = LiveExchanges()
         self.alarms = Alarms()
 
@@ -128,7 +129,7 @@ class Pipeline:
         )
         try:
             walk.admission = await hold_credit(
-                self._ledger, principal, walk.job_id, request, bounds, offer, self._hold_ttl, limit
+                self._ledger, principal, walk.job_id, request, bounds, offer, self._hold_ttl_s, limit
             )
         except Exception as error:
             if not isinstance(error, CocoonError) or error.transient:
@@ -191,7 +192,7 @@ class Pipeline:
     def _settle(self, walk: Walk) -> None:
         """The end of every request, exactly once, without an await: nothing can come between. The money first."""
         exchange, attempt = walk.exchange, walk.attempt
-        usage = TokenUsage()
+        usage = _NONE
         if attempt is not None and walk.admission is not None:
             usage = attempt.usage(walk.admission.bounds)
         ended = self._clock.monotonic()
