@@ -11,6 +11,7 @@ RUN /opt/cocoon/bin/pip install --require-hashes -r /src/requirements.lock
 COPY deploy/build.lock /src/
 RUN python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r /src/build.lock
 COPY pyproject.toml README.md LICENSE /src/
+COPY attestation /src/attestation
 COPY billing /src/billing
 COPY cli /src/cli
 COPY cocoon /src/cocoon

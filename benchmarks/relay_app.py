@@ -11,6 +11,7 @@ import os
 import random
 import uuid
 from collections.abc import AsyncGenerator
+from typing import cast
 
 from litestar import Litestar
 
@@ -26,6 +27,7 @@ from gateway.app import create_app
 from gateway.attempts import Attempts
 from gateway.auth import KeyRecord, KeyTable, Principal
 from gateway.client import Limits
+from gateway.idempotency import ClaimStore, Idempotency
 from gateway.limits import LocalLimiter
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
@@ -71,8 +73,10 @@ async def _open(settings: Settings) -> AsyncGenerator[Services]:
             Router(registry, clock, rng), Transport(clock, allow_private=False), RetryBudget(clock), clock,
             network_secret=bytes(32), global_id=-3, request_s_max=600,
         )  # fmt: skip
+        # No request of the benchmark has an idempotency key, so nobody asks that store.
         pipeline = Pipeline(
             keys=keys, limiter=LocalLimiter(clock), ledger=ledger, prices=prices, attempts=attempts, settler=settler,
+            idempotency=Idempotency(cast("ClaimStore", None), clock),
             tracer=start_tracer("bench", None, rng), clock=clock, rng=rng, limits=limits,
         )  # fmt: skip
         services = Services.__new__(Services)

@@ -187,6 +187,12 @@ def charge(settlement: Settlement, before: Numerators) -> Charge:
     )
 
 
+def multiplied(settlement: Settlement) -> tuple[int | None, int | None]:
+    """What a usage row says of the customer's multiplier: basis points and the worker's numerator, None without one."""
+    customer_bps = settlement.price.customer_bps
+    return (None, None) if customer_bps == BASIS_POINTS else (customer_bps, settlement.worker_numerator)
+
+
 def body_digest(body: HoldRequest | Settlement | tuple[str, uuid.UUID, Amount]) -> bytes:
     """Identifies a body: the same id with another digest is a conflict, never an overwrite.
 

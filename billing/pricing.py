@@ -5,7 +5,9 @@ the `Price` that it was admitted under, so that a new snapshot never changes wha
 """
 
 import datetime as dt
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -46,18 +48,24 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PriceBook:
-    """The offers in force at one instant."""
+    """The offers in force at one instant. `multipliers` says who pays something else, in basis points of the price."""
 
-    def __init__(self, offers: Iterable[ModelOffer] = ()) -> None:
+    def __init__(
+        self, offers: Iterable[ModelOffer] = (), multipliers: Mapping[uuid.UUID, int] = MappingProxyType({})
+    ) -> None:
         self._offers = {offer.model: offer for offer in offers}
+        self._multipliers = multipliers
 
-    def offer(self, model: str) -> ModelOffer | None:
-        """The model's offer, or None when it is unknown or has no price yet."""
-        return self._offers.get(model)
+    def offer(self, model: str, customer_id: uuid.UUID | None = None) -> ModelOffer | None:
+        """The model's offer, to a customer or (None) to nobody in particular; None when it has no price yet."""
+        offer = self._offers.get(model)
+        customer_bps = self._multipliers.get(customer_id) if customer_id is not None else None
+        return offer if offer is None or customer_bps is None else _multiplied(offer, customer_bps)
 
-    def offers(self) -> tuple[ModelOffer, ...]:
+    def offers(self, customer_id: uuid.UUID | None = None) -> tuple[ModelOffer, ...]:
         """Every offer, by model name."""
-        return tuple(self._offers[model] for model in sorted(self._offers))
+        found = (self.offer(model, customer_id) for model in sorted(self._offers))
+        return tuple(offer for offer in found if offer is not None)
 
 
 def effective(versions: Iterable[PriceVersion], at: dt.datetime) -> dict[str, Price]:
@@ -77,10 +85,16 @@ def scheduled(versions: Iterable[PriceVersion], at: dt.datetime) -> list[PriceVe
     return sorted((version for version in versions if version.effective_from > at), key=_rank)
 
 
-def price_book(terms: Iterable[ModelTerms], versions: Iterable[PriceVersion], *, at: dt.datetime) -> PriceBook:
-    """The snapshot at `at`. Models without a price in force are left out: they cannot be charged for."""
+def price_book(
+    terms: Iterable[ModelTerms], versions: Iterable[PriceVersion], *, at: dt.datetime,
+    multipliers: Mapping[uuid.UUID, int] = MappingProxyType({}),
+) -> PriceBook:  # fmt: skip
+    """The snapshot at `at`, with the multipliers in force then.
+
+    Models without a price in force are left out: they cannot be charged for.
+    """
     prices = effective(versions, at)
-    return PriceBook(
+    offers = (
         ModelOffer(
             model=model.model,
             context_tokens=model.context_tokens,
@@ -92,6 +106,14 @@ def price_book(terms: Iterable[ModelTerms], versions: Iterable[PriceVersion], *,
         for model in terms
         if model.model in prices
     )
+    return PriceBook(offers, multipliers)
+
+
+def _multiplied(offer: ModelOffer, customer_bps: int) -> ModelOffer:
+    """The offer at a multiple of its price. A discount ends at the workers' part, whatever the multiplier says."""
+    price = offer.price
+    bps = max(customer_bps, price.share_bps)
+    return msgspec.structs.replace(offer, price=msgspec.structs.replace(price, customer_bps=bps))
 
 
 def _rank(version: PriceVersion) -> tuple[dt.datetime, int]:

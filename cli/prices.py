@@ -7,12 +7,13 @@ from typing import Any
 import click
 import msgspec
 
+from billing.postgres.multipliers import MultiplierVersion, list_multipliers, set_multiplier
 from billing.postgres.pool import Pool
 from billing.postgres.prices import list_prices, set_model, set_price
 from billing.pricing import ModelTerms, PriceVersion, effective, scheduled
 from cli.amounts import TON
 from cli.database import run_on_pool
-from cocoon.money import BASIS_POINTS, NUMERATOR_PER_NANO, Price, decimal_units
+from cocoon.money import BASIS_POINTS, CUSTOMER_BPS_MAX, NUMERATOR_PER_NANO, Price, decimal_units
 
 _MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 _TOKENS = click.IntRange(min=1, max=2**31 - 1)
@@ -108,6 +109,37 @@ def history(model: str | None, *, as_json: bool) -> None:
             price.pop("customer_bps")
             shown = {"model": version.model, "effective_from": version.effective_from, **price}
             click.echo(msgspec.json.encode(shown).decode())
+
+
+@command.command("multiply")
+@click.argument("customer")
+@click.argument("basis_points", type=click.IntRange(0, CUSTOMER_BPS_MAX))
+@click.option("--from", "moment", type=_MOMENT, help="From when (UTC); now when left out.")
+def multiply(customer: str, basis_points: int, moment: dt.datetime | None) -> None:
+    """Let CUSTOMER pay BASIS_POINTS of every price: 9500 is a discount of 5 %, 10000 the price itself.
+
+    Workers are paid as without it. Requests in flight keep what they were admitted under.
+    """
+
+    async def work(pool: Pool) -> MultiplierVersion:
+        effective_from = moment.replace(tzinfo=dt.UTC) if moment is not None else None
+        return await set_multiplier(pool, customer, basis_points, effective_from=effective_from)
+
+    click.echo(_multiplier_line(run_on_pool(work)))
+
+
+@command.command("multipliers")
+def multipliers() -> None:
+    """Show what single customers pay of the prices, every version."""
+    for version in run_on_pool(list_multipliers):
+        click.echo(_multiplier_line(version))
+
+
+def _multiplier_line(version: MultiplierVersion) -> str:
+    return (
+        f"{version.customer} v{version.version} from {version.effective_from:%Y-%m-%d %H:%M:%S} UTC: "
+        f"{version.customer_bps / 100:g} %"
+    )
 
 
 async def _add(

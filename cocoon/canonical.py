@@ -6,7 +6,8 @@ bytes travel as unpadded base64url strings. A verifier never re-encodes: it hash
 
 import base64
 import re
-from typing import Any, TypeVar, cast, get_args
+import types
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -32,17 +33,14 @@ def encode(document: msgspec.Struct) -> bytes:
 
 
 def decode(raw: bytes, kind: type[T]) -> T:
-    """The flat document (no nested structs) that `raw` is the canonical encoding of; one document has one encoding.
+    """The document that `raw` is the canonical encoding of; one document has one encoding.
 
     Raises:
         MalformedError: not JSON, not of this kind, or not canonical (order, white space, padding, duplicates).
     """
     try:
         fields = msgspec.json.decode(raw, type=dict[str, Any])
-        for field in msgspec.structs.fields(kind):
-            if _is_bytes(field.type) and isinstance(text := fields.get(field.encode_name), str):
-                fields[field.encode_name] = from_base64url(text)
-        document = msgspec.convert(fields, kind, builtin_types=(bytes,))
+        document = msgspec.convert(_with_bytes(kind, fields), kind, builtin_types=(bytes,))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise MalformedError(f"not a {kind.__name__}") from error
     if encode(document) != raw:
@@ -70,8 +68,32 @@ def from_base64url(text: str) -> bytes:
     return raw
 
 
-def _is_bytes(annotation: Any) -> bool:
-    return annotation is bytes or bytes in get_args(annotation)
+def _with_bytes(annotation: Any, value: Any) -> Any:
+    """`value` with the texts that stand for bytes decoded, as deep as `annotation` names structs and tuples."""
+    choices = _choices(annotation)
+    match value:
+        case str() if bytes in choices:
+            return from_base64url(value)
+        case list():
+            inner = next((get_args(choice)[0] for choice in choices if get_origin(choice) is tuple), Any)
+            return [_with_bytes(inner, item) for item in cast("list[Any]", value)]
+        case dict():
+            structs = (choice for choice in choices if isinstance(choice, type) and issubclass(choice, msgspec.Struct))
+            kind = next(structs, None)
+            fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)} if kind else {}
+            entries = cast("dict[str, Any]", value)
+            return {key: _with_bytes(fields.get(key, Any), item) for key, item in entries.items()}
+        case _:
+            return value
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """The types of a union, without what is annotated about them."""
+    if get_origin(annotation) is Annotated:
+        return _choices(get_args(annotation)[0])
+    if get_origin(annotation) in (types.UnionType, Union):
+        return [choice for part in get_args(annotation) for choice in _choices(part)]
+    return [annotation]
 
 
 def _plain(value: Any) -> Any:

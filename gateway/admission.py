@@ -78,7 +78,7 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 
 def choose_offer(prices: PriceBook, principal: Principal, model: str) -> ModelOffer:
-    """The price and the limits of the model.
+    """The price of the model for this customer, and its limits.
 
     Raises:
         ModelForbiddenError: the key is confined to other models.
@@ -86,7 +86,7 @@ def choose_offer(prices: PriceBook, principal: Principal, model: str) -> ModelOf
     """
     if principal.allowed_models and model not in principal.allowed_models:
         raise ModelForbiddenError(f"This API key may not use the model {_shown(model)}.")
-    offer = prices.offer(model)
+    offer = prices.offer(model, principal.customer_id)
     if offer is None:
         raise ModelUnknownError(f"The model {_shown(model)} does not exist.")
     return offer

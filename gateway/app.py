@@ -36,13 +36,17 @@ from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
 from gateway.http.account import AccountController
+from gateway.http.admin import AdminController, OrganisationsController
 from gateway.http.bodies import BodyRoom
 from gateway.http.chat import serve_chat
-from gateway.http.errors import error_answer
+from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
 from gateway.http.models import ModelsController
+from gateway.http.organisation import OrganisationController
 from gateway.http.workers import WorkersController
+from gateway.idempotency import Idempotency
 from gateway.pipeline import Pipeline
+from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
@@ -70,6 +74,10 @@ GC_THRESHOLDS = (10_000, 20, 50)
 """A request leaves no cycles when all goes well: Python's own 700 would have it look for them at every second one."""
 RESTART_S = 1.0
 ENROLMENTS_S_MAX = 5.0
+CONTROLLERS = (
+    ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
+    WorkersController,
+)  # fmt: skip
 log = structlog.get_logger()
 
 
@@ -84,9 +92,10 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
     room = BodyRoom(each_max=chosen.body_bytes_max, total_max=chosen.bodies_bytes_max)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncGenerator[None]:
+    async def lifespan(app: Litestar) -> AsyncGenerator[None]:
         async with (opener or open_services)(chosen) as services, graceful_stop(services):
             holder.append(services)
+            app.state["services"] = services
             # What start-up made lives for ever: keeping it out of collections takes the 99th percentile down 3x.
             gc.collect()
             gc.freeze()
@@ -98,7 +107,7 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
         await serve_chat(holder[0].pipeline, room, cast("HTTPScope", scope), receive, send)
 
     return Litestar(
-        route_handlers=[chat, ModelsController, AccountController, WorkersController, healthz, readyz],
+        route_handlers=[chat, *CONTROLLERS, healthz, readyz],
         lifespan=[lifespan],
         dependencies={"services": Provide(lambda: holder[0], sync_to_thread=False)},
         exception_handlers={CocoonError: _typed_error, HTTPException: _framework_error, Exception: _unknown_error},
@@ -143,6 +152,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         stack.push_async_callback(heartbeats.close)
         pool = await stack.enter_async_context(open_pool(database_url, application="cocoon-gateway"))
         ledger = await stack.enter_async_context(_leased_ledger(settings, pool, clock, rng))
+        idempotency = await stack.enter_async_context(Idempotency(PostgresClaims(pool), clock))
         settler = await stack.enter_async_context(Settler(ledger, clock, ledger))
         attempts = Attempts(
             Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
@@ -150,7 +160,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         )  # fmt: skip
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
-            tracer=tracer, clock=clock, rng=rng, limits=limits,
+            idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=limits,
         )  # fmt: skip
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
@@ -161,6 +171,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
                 Recoveries(pool, PostgresLeases(pool, database_url)),
                 network_secret=network_secret, global_id=settings.global_id,
             ),
+            pool=pool,
             signer=signer,
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
@@ -290,9 +301,9 @@ def _framework_error(_: Request[Any, Any, Any], error: HTTPException) -> Respons
     """Litestar's own refusals (no such path, wrong method, bad parameter) in OpenAI's shape."""
     server = error.status_code >= 500  # noqa: PLR2004  HTTP's own border
     kind = "server_error" if server else "invalid_request_error"
-    message = "Internal error." if server else error.detail
+    message, param = ("Internal error.", None) if server else explained(error.detail, error.extra)
     return Response(
-        openai.error_json(message, kind, code=error.__class__.__name__.removesuffix("Exception").lower()),
+        openai.error_json(message, kind, param=param, code=error.__class__.__name__.removesuffix("Exception").lower()),
         status_code=error.status_code,
         headers=dict(error.headers or {}),
         media_type="application/json",

@@ -185,7 +185,7 @@ class KeyTable:
         if not self.fresh:
             raise KeysStaleError
         # Looking up a hash instead of the key leaves nothing to be learnt from timing.
-        principal = self._by_hash.get(hashlib.sha256(authorization[len(_SCHEME) :].strip()).digest())
+        principal = self._by_hash.get(hashlib.sha256(secret_of(authorization)).digest())
         if principal is None:
             raise InvalidKeyError
         if principal.expires_at is not None and principal.expires_at <= now:
@@ -196,6 +196,11 @@ class KeyTable:
         holders = record.holders()
         self._by_hash.update(holders)
         self._hashes_of[record.principal.key_id] = tuple(holders)
+
+
+def secret_of(authorization: bytes) -> bytes:
+    """The key in an `Authorization` header that `KeyTable.authenticate` has accepted."""
+    return authorization[len(_SCHEME) :].strip()
 
 
 def require_role(principal: Principal, *roles: Role) -> None:

@@ -9,6 +9,7 @@ import msgspec
 
 from cocoon.errors import CocoonError
 from cocoon.sse import KEEP_ALIVE
+from gateway.outcomes import Recording
 
 COMMENT_S_MAX = 1.0
 """How long a comment that is being written may hold up a failure."""
@@ -43,6 +44,10 @@ class Client(Protocol):
 
     def on_gone(self, callback: Callable[[], None] | None) -> None:
         """Call `callback` once when the client leaves, at once if it has left; None forgets it."""
+        ...
+
+    def record(self, recording: Recording) -> None:
+        """Copy into `recording` whatever is sent from now on."""
         ...
 
     async def body(self) -> bytes:

@@ -22,6 +22,7 @@ class State(enum.StrEnum):
     REFUSED = "refused"
     BROKEN = "broken"
     CLIENT_GONE = "client_gone"
+    REPLAYED = "replayed"
 
 
 class Event(enum.StrEnum):
@@ -36,6 +37,7 @@ class Event(enum.StrEnum):
     REFUSE = "refuse"
     BREAK = "break"
     LEAVE = "leave"
+    REPLAY = "replay"
 
 
 class Money(enum.StrEnum):
@@ -53,6 +55,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.AUTHENTICATED, Event.ADMIT): State.ADMITTED,
     (State.AUTHENTICATED, Event.REFUSE): State.REFUSED,
     (State.AUTHENTICATED, Event.LEAVE): State.CLIENT_GONE,
+    (State.AUTHENTICATED, Event.REPLAY): State.REPLAYED,
     (State.ADMITTED, Event.DISPATCH): State.DISPATCHED,
     (State.ADMITTED, Event.REFUSE): State.REFUSED,
     (State.ADMITTED, Event.LEAVE): State.CLIENT_GONE,
@@ -65,7 +68,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.RELAYING, Event.BREAK): State.BROKEN,
     (State.RELAYING, Event.LEAVE): State.CLIENT_GONE,
 }
-TERMINAL = frozenset({State.COMPLETED, State.REFUSED, State.BROKEN, State.CLIENT_GONE})
+TERMINAL = frozenset({State.COMPLETED, State.REFUSED, State.BROKEN, State.CLIENT_GONE, State.REPLAYED})
 
 
 class Exchange:

@@ -50,7 +50,10 @@ def cors_headers(origin: str | None, principal: Principal) -> Headers:
         return []
     return [
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-expose-headers", b"x-request-id, x-cocoon-receipt, x-cocoon-worker, retry-after"),
+        (
+            b"access-control-expose-headers",
+            b"x-request-id, x-cocoon-receipt, x-cocoon-replayed, x-cocoon-worker, retry-after",
+        ),
         (b"vary", b"origin"),
     ]
 

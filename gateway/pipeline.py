@@ -29,6 +29,7 @@ from gateway.deadline import Deadline
 from gateway.errors import AnswerBrokenError, AnswerTimeoutError, OverloadedError
 from gateway.exchange import Event, Exchange, Money, State
 from gateway.headers import answer_headers, cors_headers
+from gateway.idempotency import Idempotency
 from gateway.limits import Limiter
 from gateway.live import LiveExchanges
 from gateway.prices import Prices
@@ -49,7 +50,7 @@ class Pipeline:
 
     def __init__(
         self, *, keys: KeyTable, limiter: Limiter, ledger: Ledger, prices: Prices, attempts: Attempts, settler: Settler,
-        tracer: Tracer, clock: Clock, rng: random.Random, limits: Limits,
+        idempotency: Idempotency, tracer: Tracer, clock: Clock, rng: random.Random, limits: Limits,
     ) -> None:  # fmt: skip
         self._keys = keys
         self._limiter = limiter
@@ -57,6 +58,7 @@ class Pipeline:
         self._prices = prices
         self._attempts = attempts
         self._settler = settler
+        self._idempotency = idempotency
         self._tracer = tracer
         self._clock = clock
         self._rng = rng
@@ -72,6 +74,8 @@ class Pipeline:
         try:
             principal = self._authenticate(walk, call, client)
             request = await self._read(walk, client)
+            if call.idempotency_key is not None and await self._idempotency.replayed(walk, call, client):
+                return
             admission = await self._admit(walk, principal, request, call, client)
             await self._relay(walk, admission, request, call, client)
         except ClientGoneError:
@@ -198,9 +202,8 @@ class Pipeline:
         ended = self._clock.monotonic()
         match exchange.money:
             case Money.SETTLE:
-                self._settler.submit(
-                    _settlement(walk, usage, self._clock), lambda posted: self._trace(walk, usage, posted, ended)
-                )
+                settlement = _settlement(walk, usage, self._clock)
+                self._settler.submit(settlement, lambda posted: self._settled(walk, settlement, posted, ended))
             case Money.VOID:
                 assert walk.principal is not None, "somebody was admitted"
                 self._settler.submit_void(walk.job_id, walk.principal.customer_id)
@@ -211,7 +214,14 @@ class Pipeline:
         if attempt is not None:
             attempt.finish(exchange.state)
         if exchange.money is not Money.SETTLE:
+            if walk.turn is not None:
+                self._idempotency.forget(walk.turn)
             self._trace(walk, usage, None, ended)
+
+    def _settled(self, walk: Walk, settlement: Settlement, posted: Posted | None, ended: float) -> None:
+        if walk.turn is not None:
+            self._idempotency.settled(walk.turn, settlement, posted)
+        self._trace(walk, settlement.usage, posted, ended)
 
     def _trace(self, walk: Walk, usage: TokenUsage, posted: Posted | None, ended: float) -> None:
         if not walk.trace.sampled:

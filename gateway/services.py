@@ -4,6 +4,7 @@ import asyncio
 
 from billing.ports import Ledger
 from billing.postgres.account import Accounts
+from billing.postgres.pool import Pool
 from cocoon.clock import Clock
 from gateway.auth import KeyTable
 from gateway.pipeline import Pipeline
@@ -24,7 +25,7 @@ class Services:
     def __init__(
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: Ledger, accounts: Accounts,
         registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus, tokens: HeartbeatTokens,
-        settler: Settler, pipeline: Pipeline, reconciler: Reconciler, signer: BatchSigner,
+        settler: Settler, pipeline: Pipeline, reconciler: Reconciler, signer: BatchSigner, pool: Pool,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -40,4 +41,5 @@ class Services:
         self.pipeline = pipeline
         self.reconciler = reconciler
         self.signer = signer
+        self.pool = pool
         self.stopping = asyncio.Event()

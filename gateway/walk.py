@@ -13,6 +13,7 @@ from gateway.auth import Principal
 from gateway.errors import UpstreamRefusedError
 from gateway.exchange import Event, Exchange, State
 from gateway.limits import Permit
+from gateway.outcomes import Turn
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +23,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     origin: str | None = None
     traceparent: str | None = None
     salt: str | None = None
+    path: str = ""
+    idempotency_key: bytes | None = None
     max_price: str | None = None
 
 
@@ -30,7 +33,7 @@ class Walk:
 
     __slots__ = (
         "admission", "attempt", "body", "error", "exchange", "failed", "job_id", "name", "permit", "principal",
-        "request", "trace",
+        "request", "trace", "turn",
     )  # fmt: skip
 
     def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace) -> None:
@@ -41,6 +44,7 @@ class Walk:
         self.body = b""
         self.principal: Principal | None = None
         self.request: ChatRequest | None = None
+        self.turn: Turn | None = None
         self.permit: Permit | None = None
         self.admission: Admission | None = None
         self.attempt: Attempt | None = None

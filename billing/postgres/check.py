@@ -5,7 +5,7 @@ import msgspec
 from billing.postgres.pool import Connection, translated
 from billing.postgres.statements import load_statements
 
-CHECKS = load_statements("check.sql")
+CHECKS = {**load_statements("check.sql"), **load_statements("check_prices.sql")}
 """Invariant name -> the statement that returns what breaks it."""
 CHECK_S_MAX = 1800.0
 """Each reads every row there is: months of them, beside the network's own work."""

@@ -425,7 +425,7 @@ WITH sums AS (
         'worker_payable' AS kind,
         worker_id AS owner,
         asset,
-        SUM(numerator * share_bps) AS numerator
+        SUM(COALESCE(worker_numerator, numerator) * share_bps) AS numerator
     FROM usage
     WHERE worker_id IS NOT NULL
     GROUP BY worker_id, asset
@@ -434,7 +434,10 @@ WITH sums AS (
         'network_revenue' AS kind,
         NULL AS owner,
         asset,
-        SUM(numerator * CASE WHEN worker_id IS NULL THEN 10000 ELSE 10000 - share_bps END) AS numerator
+        SUM(
+            numerator * 10000
+            - CASE WHEN worker_id IS NULL THEN 0 ELSE COALESCE(worker_numerator, numerator) * share_bps END
+        ) AS numerator
     FROM usage
     GROUP BY asset
 )

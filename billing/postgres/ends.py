@@ -286,6 +286,7 @@ def _usage_row(settlement: Settlement, item: _Accepted) -> tuple[object, ...]:
         settlement.outcome.value, settlement.finish_reason,
         settlement.started_at, settlement.first_token_at, settlement.ended_at,
         settlement.receipt_head, settlement.receipt_signature, item.digest,
+        *ledger.multiplied(settlement),
     )  # fmt: skip
 
 

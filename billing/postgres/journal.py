@@ -313,6 +313,7 @@ def _usage_row(item: _Accepted) -> tuple[object, ...]:
         settlement.outcome.value, settlement.finish_reason,
         settlement.started_at, settlement.first_token_at, settlement.ended_at,
         settlement.receipt_head, settlement.receipt_signature, item.digest, item.lease_id,
+        *ledger.multiplied(settlement),
     )  # fmt: skip
 
 

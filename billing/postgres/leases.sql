@@ -194,7 +194,7 @@ WHERE day = $1 AND job_id = $2 AND attempt = $3;
 INSERT INTO usage (
     day, job_id, attempt, customer_id, key_id, worker_id, model, asset, price_version, share_bps, prompt_tokens,
     cached_tokens, completion_tokens, numerator, charge_nano, share_nano, fee_nano, outcome, finish_reason, started_at,
-    first_token_at, ended_at, receipt_head, receipt_signature, body_digest, lease_id
+    first_token_at, ended_at, receipt_head, receipt_signature, body_digest, lease_id, customer_bps, worker_numerator
 )
 SELECT
     entry.day,
@@ -222,17 +222,21 @@ SELECT
     entry.receipt_head,
     entry.receipt_signature,
     entry.body_digest,
-    entry.lease_id
+    entry.lease_id,
+    entry.customer_bps,
+    entry.worker_numerator
 FROM
     UNNEST(
         $1::date[], $2::uuid[], $3::smallint[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[], $8::text[],
         $9::bigint[], $10::smallint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::numeric[], $15::bigint[],
         $16::bigint[], $17::bigint[], $18::text[], $19::text[], $20::timestamptz[], $21::timestamptz[],
-        $22::timestamptz[], $23::bytea[], $24::bytea[], $25::bytea[], $26::uuid[]
+        $22::timestamptz[], $23::bytea[], $24::bytea[], $25::bytea[], $26::uuid[],
+        $27::integer[], $28::numeric[]
     ) AS entry (
         day, job_id, attempt, customer_id, key_id, worker_id, model, asset, price_version, share_bps, prompt_tokens,
         cached_tokens, completion_tokens, numerator, charge_nano, share_nano, fee_nano, outcome, finish_reason,
-        started_at, first_token_at, ended_at, receipt_head, receipt_signature, body_digest, lease_id
+        started_at, first_token_at, ended_at, receipt_head, receipt_signature, body_digest, lease_id, customer_bps,
+        worker_numerator
     );
 
 -- name: insert_refused

@@ -3,6 +3,7 @@
 import datetime as dt
 
 from billing.ports import RecordRefusedError
+from billing.postgres.multipliers import read_multipliers
 from billing.postgres.pool import Pool, acquired, transaction
 from billing.postgres.statements import load_statements
 from billing.pricing import ModelTerms, PriceBook, PriceVersion, price_book
@@ -18,7 +19,9 @@ async def load_price_book(pool: Pool) -> PriceBook:
         LedgerUnavailableError: the database cannot be reached.
     """
     terms, versions, at = await list_prices(pool)
-    return price_book(terms, versions, at=at)
+    async with acquired(pool) as connection:
+        multipliers = await read_multipliers(connection)
+    return price_book(terms, versions, at=at, multipliers=multipliers)
 
 
 async def list_prices(pool: Pool) -> tuple[list[ModelTerms], list[PriceVersion], dt.datetime]:

@@ -134,7 +134,8 @@ WHERE id = ANY($1::uuid[]);
 INSERT INTO usage (
     day, job_id, attempt, customer_id, key_id, worker_id, model, asset, price_version, share_bps, prompt_tokens,
     cached_tokens, completion_tokens, numerator, charge_nano, share_nano, fee_nano, outcome, finish_reason, started_at,
-    first_token_at, ended_at, receipt_head, receipt_signature, body_digest
+    first_token_at, ended_at, receipt_head, receipt_signature, body_digest, customer_bps,
+    worker_numerator
 )
 SELECT
     entry.day,
@@ -161,17 +162,21 @@ SELECT
     entry.ended_at,
     entry.receipt_head,
     entry.receipt_signature,
-    entry.body_digest
+    entry.body_digest,
+    entry.customer_bps,
+    entry.worker_numerator
 FROM
     UNNEST(
         $1::date[], $2::uuid[], $3::smallint[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[], $8::text[],
         $9::bigint[], $10::smallint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::numeric[], $15::bigint[],
         $16::bigint[], $17::bigint[], $18::text[], $19::text[], $20::timestamptz[], $21::timestamptz[],
-        $22::timestamptz[], $23::bytea[], $24::bytea[], $25::bytea[]
+        $22::timestamptz[], $23::bytea[], $24::bytea[], $25::bytea[], $26::integer[],
+        $27::numeric[]
     ) AS entry (
         day, job_id, attempt, customer_id, key_id, worker_id, model, asset, price_version, share_bps, prompt_tokens,
         cached_tokens, completion_tokens, numerator, charge_nano, share_nano, fee_nano, outcome, finish_reason,
-        started_at, first_token_at, ended_at, receipt_head, receipt_signature, body_digest
+        started_at, first_token_at, ended_at, receipt_head, receipt_signature, body_digest, customer_bps,
+        worker_numerator
     )
 ORDER BY entry.job_id;
 

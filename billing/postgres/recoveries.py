@@ -302,6 +302,7 @@ def _usage_row(one: _Recovered) -> tuple[object, ...]:
         settlement.outcome.value, settlement.finish_reason,
         settlement.started_at, settlement.first_token_at, settlement.ended_at,
         settlement.receipt_head, settlement.receipt_signature, ledger.body_digest(settlement),
+        *ledger.multiplied(settlement),
     )  # fmt: skip
 
 

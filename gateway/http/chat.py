@@ -43,6 +43,7 @@ def call_of(scope: HTTPScope) -> Call:
     """What the pipeline needs of the request's headers; over-long values are ignored, not cut."""
     authorization: bytes | None = None
     origin = traceparent = salt = max_price = None
+    idempotency_key: bytes | None = None
     for name, value in scope["headers"]:
         if name == b"authorization":
             authorization = value
@@ -52,7 +53,13 @@ def call_of(scope: HTTPScope) -> Call:
             traceparent = value.decode("latin-1")
         elif name == b"x-cocoon-salt" and len(value) <= SALT_BYTES_MAX:
             salt = value.decode("latin-1")
+        elif name == b"idempotency-key":
+            # Sent twice it is one list, as any field of HTTP is (RFC 9110, section 5.2).
+            idempotency_key = value if idempotency_key is None else idempotency_key + b", " + value
         elif name == b"x-cocoon-max-price":
             # Cut, not ignored: a limit that cannot be read must be refused.
             max_price = value[:_MAX_PRICE_CHARS_MAX].decode("latin-1")
-    return Call(authorization=authorization, origin=origin, traceparent=traceparent, salt=salt, max_price=max_price)
+    return Call(
+        authorization=authorization, origin=origin, traceparent=traceparent, salt=salt, max_price=max_price,
+        path=scope["path"], idempotency_key=idempotency_key,
+    )  # fmt: skip

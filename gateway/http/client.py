@@ -17,6 +17,7 @@ from gateway.client import ClientGoneError, Headers
 from gateway.errors import BodyTimeoutError, BodyTooLargeError
 from gateway.http.bodies import BODY_S_MAX, BodyRoom
 from gateway.http.errors import error_answer, error_event
+from gateway.outcomes import Recording
 
 JSON = (b"content-type", b"application/json")
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -46,6 +47,7 @@ class ASGIClient:
         self.read = False
         self._callback: Callable[[], None] | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._recording: Recording | None = None
         self._named: Headers = []
         self._head_sent = False
         self._ended = False
@@ -98,8 +100,15 @@ class ASGIClient:
         if callback is not None and self.gone:
             callback()
 
+    def record(self, recording: Recording) -> None:
+        """Copy into `recording` whatever is sent from now on."""
+        self._recording = recording
+
     async def answer(self, headers: Headers, body: bytes, status: int = 200) -> None:
         """Send a whole answer."""
+        if self._recording is not None:
+            self._recording.begin(headers, stream=False)
+            self._recording.add(body, last=True)
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, [JSON, length, _NO_STORE, *self._named, *headers])
         await self._body(body, more=False)
@@ -107,14 +116,20 @@ class ASGIClient:
     async def begin_stream(self, headers: Headers) -> None:
         """Send the head of a stream; proxies are asked not to buffer it."""
         self.began = True
+        if self._recording is not None:
+            self._recording.begin(headers, stream=True)
         await self._start(200, [EVENT_STREAM, _NO_STORE, (b"x-accel-buffering", b"no"), *self._named, *headers])
 
     async def write(self, data: bytes) -> None:
         """Send whole events in one write."""
+        if self._recording is not None:
+            self._recording.add(data, last=False)
         await self._body(data, more=True)
 
     async def finish(self, data: bytes) -> None:
         """Send the last events of a stream and end it."""
+        if self._recording is not None:
+            self._recording.add(data, last=True)
         await self._body(data, more=False)
 
     async def fail(self, error: CocoonError) -> None:

@@ -1,9 +1,10 @@
 """The only place where errors meet status codes. Every error leaves in OpenAI's shape."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from billing.ports import InsufficientCreditError, LedgerUnavailableError
+from billing.ports import InsufficientCreditError, LedgerUnavailableError, TransferConflictError
+from billing.postgres.adjustments import TransferTimeError
 from cocoon import openai
 from cocoon.errors import CocoonError
 from gateway.auth import ExpiredKeyError, InvalidKeyError, KeysStaleError, MissingKeyError, RoleForbiddenError
@@ -20,7 +21,15 @@ from gateway.errors import (
     UpstreamRefusedError,
 )
 from gateway.headers import limit_headers
+from gateway.idempotency import IdempotencyConflictError, InFlightError, NotReplayableError
 from gateway.limits import RateLimitedError
+from gateway.postgres.keys import KeyNameTakenError, KeyUnknownError, ProjectUnknownError
+from gateway.postgres.organisations import (
+    OrganisationTakenError,
+    OrganisationUnknownError,
+    ProjectNeededError,
+    ProjectTakenError,
+)
 from gateway.signing import SigningUnavailableError
 from workers.errors import (
     EnrolmentRefusedError,
@@ -32,6 +41,7 @@ from workers.errors import (
 
 RETRY_AFTER_S_DEFAULT = 1
 RETRY_AFTER_S_MAX = 3600
+_REASONS_MAX = 5
 _PASSED_ON = frozenset({400, 404, 413, 415, 422})
 
 STATUS: dict[type[CocoonError], tuple[int, str]] = {
@@ -45,8 +55,20 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     ModelForbiddenError: (403, "invalid_request_error"),
     RoleForbiddenError: (403, "invalid_request_error"),
     EnrolmentRefusedError: (403, "invalid_request_error"),
+    TransferTimeError: (400, "invalid_request_error"),
     ModelUnknownError: (404, "invalid_request_error"),
+    OrganisationUnknownError: (404, "invalid_request_error"),
+    ProjectUnknownError: (404, "invalid_request_error"),
+    KeyUnknownError: (404, "invalid_request_error"),
+    OrganisationTakenError: (409, "invalid_request_error"),
+    ProjectTakenError: (409, "invalid_request_error"),
+    ProjectNeededError: (409, "invalid_request_error"),
+    KeyNameTakenError: (409, "invalid_request_error"),
+    TransferConflictError: (409, "invalid_request_error"),
     BodyTimeoutError: (408, "invalid_request_error"),
+    IdempotencyConflictError: (409, "invalid_request_error"),
+    InFlightError: (409, "invalid_request_error"),
+    NotReplayableError: (409, "invalid_request_error"),
     BodyTooLargeError: (413, "invalid_request_error"),
     RateLimitedError: (429, "rate_limit_error"),
     AnswerBrokenError: (502, "server_error"),
@@ -91,6 +113,11 @@ def error_answer(error: CocoonError) -> ErrorAnswer:
         headers.append((b"retry-after", str(max(1, math.ceil(min(wait_s, RETRY_AFTER_S_MAX)))).encode()))
     if isinstance(error, RateLimitedError):
         headers += limit_headers(error.state)
+    if isinstance(error, NotReplayableError):
+        headers.append((b"x-cocoon-receipt", str(error.job_id).encode()))
+    if isinstance(error, NotReplayableError | IdempotencyConflictError):
+        # OpenAI's clients repeat a 409 unless they are told that it would say the same again.
+        headers.append((b"x-should-retry", b"false"))
     if status == 401:  # noqa: PLR2004  HTTP's own name
         headers.append((b"www-authenticate", b"Bearer"))
     param = error.param if isinstance(error, InvalidRequestError) else None
@@ -103,6 +130,16 @@ def _passed_on(error: UpstreamRefusedError) -> ErrorAnswer:
     """The engine's own words about the request, in OpenAI's shape whatever shape they came in."""
     status = error.status if error.status in _PASSED_ON else 400
     return ErrorAnswer(status, [], openai.as_openai_error(error.body))
+
+
+def explained(detail: str, extra: object) -> tuple[str, str | None]:
+    """What the framework found wrong with a body or parameter, in one line, and with which."""
+    entries = cast("list[object]", extra) if isinstance(extra, list) else []
+    found = [cast("dict[str, object]", entry) for entry in entries if isinstance(entry, dict)]
+    reasons = [(str(entry.get("key") or ""), str(entry.get("message") or "")) for entry in found[:_REASONS_MAX]]
+    if not reasons:
+        return detail, None
+    return "; ".join(f"{key}: {reason}" if key else reason for key, reason in reasons), reasons[0][0] or None
 
 
 def error_event(error: CocoonError) -> bytes:

@@ -19,8 +19,10 @@ class ModelsController(Controller):
     @get()
     async def list_models(self, request: Request[Any, Any, Any], services: Services) -> dict[str, Any]:
         """Every model that has a price and that the key may use."""
-        allowed = customer_of(request, services).allowed_models
-        offers = [offer for offer in services.prices.book.offers() if not allowed or offer.model in allowed]
+        principal = customer_of(request, services)
+        allowed = principal.allowed_models
+        offers = services.prices.book.offers(principal.customer_id)
+        offers = [offer for offer in offers if not allowed or offer.model in allowed]
         live = services.registry.models()
         return {"object": "list", "data": [_shown(offer, live.get(offer.model, 0)) for offer in offers]}
 
@@ -28,8 +30,9 @@ class ModelsController(Controller):
     async def get_model(self, request: Request[Any, Any, Any], services: Services, model: str) -> dict[str, Any]:
         """One model; its name may contain slashes."""
         name = model.removeprefix("/")
-        allowed = customer_of(request, services).allowed_models
-        offer = services.prices.book.offer(name)
+        principal = customer_of(request, services)
+        allowed = principal.allowed_models
+        offer = services.prices.book.offer(name, principal.customer_id)
         if offer is None or (allowed and name not in allowed):
             raise ModelUnknownError(f"The model {name[:128]!r} does not exist.")
         return _shown(offer, services.registry.models().get(name, 0))

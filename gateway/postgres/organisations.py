@@ -7,7 +7,6 @@ from importlib.resources import files
 
 import msgspec
 
-from billing.ports import UnknownCustomerError
 from billing.postgres.adjustments import open_customer_accounts
 from billing.postgres.audit import Change, Detail, record
 from billing.postgres.pool import Connection, Pool, Record, acquired, transaction
@@ -18,6 +17,12 @@ from gateway.postgres.keys import WHOLE_NETWORK, Allowance, ProjectUnknownError,
 DEFAULT_PROJECT = "default"
 """The project that takes keys which name none; it is never archived."""
 _SQL = named_statements(files("gateway.postgres").joinpath("organisations.sql").read_text(encoding="utf-8"))
+
+
+class OrganisationUnknownError(GatewayError):
+    """There is no such organisation."""
+
+    code = "organisation_unknown"
 
 
 class OrganisationTakenError(GatewayError):
@@ -92,7 +97,7 @@ class Organisations:
         """One organisation.
 
         Raises:
-            UnknownCustomerError: there is none of this id.
+            OrganisationUnknownError: there is none of this id.
         """
         return await self._found("find_organisation", organisation_id)
 
@@ -100,7 +105,7 @@ class Organisations:
         """One organisation.
 
         Raises:
-            UnknownCustomerError: there is none of this name.
+            OrganisationUnknownError: there is none of this name.
         """
         return await self._found("find_organisation_by_name", name)
 
@@ -115,7 +120,7 @@ class Organisations:
         """A project, and whether it is new. With an id of the caller's choice it may be asked for again.
 
         Raises:
-            UnknownCustomerError: there is no such organisation.
+            OrganisationUnknownError: there is no such organisation.
             ProjectTakenError: the name is taken, or the id is of another project.
         """
         await self.find(customer_id)
@@ -193,7 +198,7 @@ class Organisations:
         async with acquired(self._pool) as connection:
             row = await connection.fetchrow(_SQL[statement], wanted)
         if row is None:
-            raise UnknownCustomerError
+            raise OrganisationUnknownError
         return _organisation(row)
 
     async def _record(

@@ -41,6 +41,8 @@ WORKERS = [uuid.UUID(int=0xA0 + n) for n in range(2)]
 PRICES = [
     Price(version=1, prompt=333_333, cached=33_333, completion=777_777, share_bps=9_500),
     Price(version=2, prompt=1_000_001, cached=0, completion=2_500_000, share_bps=3_333),
+    Price(version=4, prompt=333_333, cached=33_333, completion=777_777, share_bps=9_500, customer_bps=9_501),
+    Price(version=5, prompt=1_000_001, cached=7, completion=2_500_000, share_bps=3_333, customer_bps=12_345),
     Price(version=3, prompt=0, cached=0, completion=0, share_bps=10_000),
 ]
 

@@ -45,6 +45,11 @@ TAMPERINGS = {
     "statements_equal_balances": "UPDATE usage_daily SET charge_nano = charge_nano + 1",
     "adjustments_are_recorded": "DELETE FROM audit_log WHERE action = 'ledger.credit'",
     "usage_has_a_project": "UPDATE usage_daily SET key_id = (SELECT id FROM api_keys)",
+    "usage_is_priced_at_its_version": (
+        "INSERT INTO models (id, context_tokens) VALUES ('smollm2', 2048); "
+        "INSERT INTO prices (model, version, prompt_nano_per_mtok, cached_nano_per_mtok, completion_nano_per_mtok, "
+        "share_bps, effective_from) VALUES ('smollm2', 1, 400000000, 40000000, 1600000000, 9500, now())"
+    ),
     "nobody_is_off_by_a_nano": "UPDATE accounts SET numerator = numerator + 1000000 WHERE kind = 'customer_leased'",
 }
 

@@ -29,6 +29,7 @@ from gateway.postgres.keys import (
 from gateway.postgres.organisations import (
     Organisations,
     OrganisationTakenError,
+    OrganisationUnknownError,
     ProjectNeededError,
     ProjectTakenError,
 )
@@ -87,7 +88,7 @@ async def test_a_projects_name_is_its_organisations_and_its_limits_are_replaced_
         await organisations.create_project(ada, "chat", LIMITS)
     with pytest.raises(ProjectTakenError):
         await organisations.create_project(bob, "stolen", LIMITS, project.id)
-    with pytest.raises(UnknownCustomerError):
+    with pytest.raises(OrganisationUnknownError):
         await organisations.create_project(uuid.uuid4(), "x", LIMITS)
     changed = await organisations.limit_project(project.id, Allowance(tokens_per_min=7))
     assert changed.limits == Allowance(tokens_per_min=7)

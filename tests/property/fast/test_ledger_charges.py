@@ -16,14 +16,16 @@ from tests.ledger_values import hold_request, job_id, settlement
 
 tokens = st.integers(0, 2**32 - 1)
 prices = st.builds(
-    lambda prompt, cached, completion, share: Price(
-        version=1, prompt=prompt, cached=min(prompt, cached), completion=completion, share_bps=share
+    lambda prompt, cached, completion, share, customer: Price(
+        version=1, prompt=prompt, cached=min(prompt, cached), completion=completion, share_bps=share,
+        customer_bps=max(share, customer),
     ),
+    st.integers(0, 10**12) | st.integers(0, 9),
     st.integers(0, 10**12),
-    st.integers(0, 10**12),
-    st.integers(0, 10**12),
+    st.integers(0, 10**12) | st.integers(0, 9),
     st.integers(0, 10_000),
-)
+    st.just(10_000) | st.integers(0, 100_000),
+)  # fmt: skip
 usages = st.builds(
     lambda prompt, cached, completion: TokenUsage(prompt=prompt, cached=min(prompt, cached), completion=completion),
     tokens,
@@ -52,9 +54,12 @@ def test_sums_round_once_and_are_fully_distributed(done: list[tuple[Price, Token
         kept += result.posted.fee.nano
         if outcome is not Outcome.BROKEN:
             uncached = usage.prompt - usage.cached
-            cost = uncached * price.prompt + usage.cached * price.cached + usage.completion * price.completion
+            worth = uncached * price.prompt + usage.cached * price.cached + usage.completion * price.completion
+            paid = price.as_charged()
+            cost = uncached * paid.prompt + usage.cached * paid.cached + usage.completion * paid.completion
             exact += Fraction(cost, 10**6)
-            exact_share += Fraction(cost * price.share_bps, 10**10) if attested else 0
+            # A worker's part is of the price itself, whatever its customer pays.
+            exact_share += Fraction(worth * price.share_bps, 10**10) if attested else 0
     assert charged == math.ceil(exact)
     assert shared == math.floor(exact_share)
     assert kept == math.floor(exact - exact_share)

@@ -14,6 +14,7 @@ from gateway.http import bodies
 from gateway.http import client as module
 from gateway.http.bodies import BodyRoom
 from gateway.http.client import ASGIClient
+from gateway.outcomes import Outcome, OutcomeRoom, Recording
 from tests.scripted_engine import until
 
 DISCONNECT = {"type": "http.disconnect"}
@@ -224,3 +225,57 @@ async def test_a_client_that_does_not_read_is_not_waited_for_with_an_error(
     wire.full.set()
     await asyncio.wait_for(client.fail(AnswerBrokenError()), 5)
     assert client.blocked
+
+
+@pytest.fixture
+def recording(reading: tuple[Wire, ASGIClient]) -> Recording:
+    made = Recording(OutcomeRoom(1000))
+    reading[1].record(made)
+    return made
+
+
+async def test_a_recorded_document_is_what_was_sent(reading: tuple[Wire, ASGIClient], recording: Recording) -> None:
+    wire, client = reading
+    client.always([(b"x-request-id", b"1")])
+    await client.answer([(b"x-cocoon-worker", b"w")], b"{}")
+    assert recording.outcome == Outcome(stream=False, headers=((b"x-cocoon-worker", b"w"),), body=wire.sent[1]["body"])
+
+
+async def test_a_recorded_stream_is_what_was_sent(reading: tuple[Wire, ASGIClient], recording: Recording) -> None:
+    wire, client = reading
+    await client.begin_stream([(b"x-cocoon-worker", b"w")])
+    await client.write(b": keep-alive\n\n")
+    assert recording.outcome is None
+    await client.finish(b"data: [DONE]\n\n")
+    assert recording.outcome == Outcome(
+        stream=True,
+        headers=((b"x-cocoon-worker", b"w"),),
+        body=b"".join(message["body"] for message in wire.sent[1:]),
+    )
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_end_of_an_answer_is_recorded_before_the_client_takes_it(
+    reading: tuple[Wire, ASGIClient], recording: Recording, stream: bool
+) -> None:
+    wire, client = reading
+    wire.full.set()
+    if stream:
+        sending = asyncio.create_task(client.finish(b"data: [DONE]\n\n"))
+        recording.begin([], stream=True)
+    else:
+        sending = asyncio.create_task(client.answer([], b"{}"))
+    await until(lambda: wire.sent)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    assert recording.outcome is not None
+
+
+async def test_an_error_event_on_a_recorded_stream_does_not_make_it_whole(
+    reading: tuple[Wire, ASGIClient], recording: Recording
+) -> None:
+    _, client = reading
+    await client.begin_stream([])
+    await client.write(b"data: {}\n\n")
+    await client.fail(AnswerBrokenError())
+    assert recording.outcome is None

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+import uuid
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import workers
 from cocoon.errors import CocoonError
 from gateway.errors import InvalidRequestError, UpstreamRefusedError
 from gateway.http.errors import STATUS, error_answer, error_event
+from gateway.idempotency import NotReplayableError
 from gateway.limits import LimitState, LimitWindow, RateLimitedError
 from workers.errors import WorkersBusyError
 
@@ -24,11 +26,11 @@ INTERNAL = {
     "AttemptBusyError", "AttemptFailedError", "HeartbeatBusUnavailableError", "HopClosedError", "HopError",
     "IdentityError", "MalformedError", "ModelNotFoundError", "RefusedError", "TransportError",
     # Books that contradict what we asked of them: our mistake, and nothing that a client could do better.
-    "DuplicateRecordError", "HoldClosedError", "RecordRefusedError", "TransferConflictError", "UnknownCustomerError",
+    "DuplicateRecordError", "HoldClosedError", "RecordRefusedError", "UnknownCustomerError",
     # Between the journal and its leases; the settler and the recovery judge them.
     "LeaseActiveError", "LeaseExhaustedError", "LeaseLostError",
     # Start-up and commands; the gateway does not serve then.
-    "KeyNameTakenError", "KeyUnknownError", "MigrationError", "SettingsError",
+    "MigrationError", "SettingsError",
 }  # fmt: skip
 SECRET = "/srv/secret.py line 7"
 
@@ -55,6 +57,8 @@ def made(cls: type[CocoonError]) -> CocoonError:
         return UpstreamRefusedError(400, b"{}")
     if issubclass(cls, WorkersBusyError):
         return cls(2.5)
+    if issubclass(cls, NotReplayableError):
+        return cls(uuid.UUID(int=1))
     arguments: dict[str, Any] = {"AttemptBusyError": (1.0,), "RefusedError": (500, b"", None)}
     arguments["InvalidRequestError"] = ("bad",)
     return cls(*arguments.get(cls.__name__, ()))

@@ -27,6 +27,7 @@ def walked(events: list[Event]) -> Exchange:
         ([Event.LEAVE], Money.NOTHING, None),
         ([Event.AUTHENTICATE, Event.REFUSE], Money.NOTHING, None),
         ([Event.AUTHENTICATE, Event.LEAVE], Money.NOTHING, None),
+        ([Event.AUTHENTICATE, Event.REPLAY], Money.NOTHING, None),
         ([*TO_ADMITTED, Event.REFUSE], Money.VOID, None),
         ([*TO_ADMITTED, Event.LEAVE], Money.VOID, None),
         ([*TO_DISPATCHED, Event.REFUSE], Money.SETTLE, Outcome.BROKEN),

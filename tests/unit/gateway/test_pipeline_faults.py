@@ -9,6 +9,7 @@ import structlog
 
 from billing.ports import Outcome
 from gateway.errors import AnswerBrokenError, AnswerTimeoutError
+from gateway.idempotency import ROOM_BYTES_MAX, Standing
 from tests.unit.gateway.walk_parts import PRICE, Blow, Walked, no_task_left, walked
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -17,6 +18,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "unary after a failed attempt": {"stream": False, "broken": 1},
     "stream after a failed attempt": {"stream": True, "broken": 1},
     "stream kept alive": {"stream": True, "late": True},
+    "unary with a key": {"stream": False, "key": b"k"},
+    "stream with a key after a failed attempt": {"stream": True, "broken": 1, "key": b"k"},
     "nobody answers": {"stream": True, "broken": 2},
     "nobody answers a stream kept alive": {"stream": True, "broken": 2, "late": True},
 }
@@ -44,6 +47,7 @@ def check(walk: Walked) -> None:
     assert all(answer.closed for answer in walk.transport.opened)
     # Only what could not be told to the client comes out of the walk.
     assert walk.raised is None or walk.steps.names[-1] == "fail"
+    check_claim(walk, outcome)
     client = walk.client
     assert client.callback is None
     got_whole = client.finished or client.answered is not None
@@ -57,6 +61,18 @@ def check(walk: Walked) -> None:
     if client.gone:
         # Broken is what no worker was at when the client left: one had failed, and the next was not asked yet.
         assert outcome is not Outcome.BROKEN or walk.cancelled or client.errors or not walk.transport.opened
+
+
+def check_claim(walk: Walked, outcome: Outcome | None) -> None:
+    """A key stands for what was charged, and for nothing else; nothing is recorded any more."""
+    standings = [row.standing for row in walk.claims.rows.values()]
+    assert walk.idempotency.running == 0
+    assert walk.idempotency.room.left == ROOM_BYTES_MAX
+    if "claim" not in walk.steps.names or not (walk.spent or outcome is Outcome.COMPLETED):
+        assert standings == []
+    else:
+        # Whatever the client took of it: an answer that was whole is kept as a whole.
+        assert standings == [Standing.KEPT if outcome is Outcome.COMPLETED else Standing.CHARGED]
 
 
 async def steps_of(shape: dict[str, Any], blows: dict[int, Blow]) -> int:

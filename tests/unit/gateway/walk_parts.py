@@ -6,7 +6,7 @@ import enum
 import hashlib
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from billing.memory import InMemoryLedger
@@ -22,11 +22,14 @@ from cocoon.usage import TokenUsage
 from gateway.attempts import Attempts
 from gateway.auth import KeyRecord, KeyTable, Principal
 from gateway.client import ClientGoneError, Headers, Limits
+from gateway.idempotency import Claim, Ended, Idempotency
 from gateway.limits import LimitState, Permit
+from gateway.outcomes import Recording, Turn
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
 from gateway.settle import Settler
 from gateway.walk import Call
+from tests.memory_claims import MemoryClaims
 from workers.enrolments import upstream
 from workers.registry import Registry
 from workers.routing import RetryBudget, Router
@@ -97,6 +100,8 @@ class SteppedClient:
         self.finished = False
         self.errors: list[CocoonError] = []
         self.callback: Callable[[], None] | None = None
+        self.headers: Headers = []
+        self.recording: Recording | None = None
         self._steps = steps
         self._request_body = body
         self._writing = False
@@ -109,7 +114,10 @@ class SteppedClient:
             self.callback()
 
     def always(self, headers: Headers) -> None:
-        del headers
+        self.headers += headers
+
+    def record(self, recording: Recording) -> None:
+        self.recording = recording
 
     def on_gone(self, callback: Callable[[], None] | None) -> None:
         self.callback = callback
@@ -123,12 +131,15 @@ class SteppedClient:
         return self._request_body
 
     async def answer(self, headers: Headers, body: bytes) -> None:
-        del headers
+        if self.recording is not None:
+            self.recording.begin(headers, stream=False)
+            self.recording.add(body, last=True)
         await self._send("answer")
         self.answered = body
 
     async def begin_stream(self, headers: Headers) -> None:
-        del headers
+        if self.recording is not None:
+            self.recording.begin(headers, stream=True)
         assert not self.began, "a stream begins once"
         self.began = True
         self.begun.set()
@@ -136,10 +147,14 @@ class SteppedClient:
 
     async def write(self, data: bytes) -> None:
         assert data, "nothing is not written"
+        if self.recording is not None:
+            self.recording.add(data, last=False)
         await self._send("write")
         self.events.append(data)
 
     async def finish(self, data: bytes) -> None:
+        if self.recording is not None:
+            self.recording.add(data, last=True)
         await self._send("finish")
         self.events.append(data)
         self.finished = True
@@ -241,6 +256,24 @@ class SteppedLimiter:
         return Permit(LimitState(), self.released.append)
 
 
+class SteppedClaims(MemoryClaims):
+    """Claims take time before and after they are granted."""
+
+    def __init__(self, steps: Steps) -> None:
+        super().__init__(SystemClock())
+        self._steps = steps
+
+    async def claim(self, turn: Turn, claim_s: float) -> Claim:
+        await self._steps.step("claim", LedgerUnavailableError())
+        claim = await super().claim(turn, claim_s)
+        await self._steps.step("claimed", LedgerUnavailableError())
+        return claim
+
+    async def end(self, ends: Sequence[Ended]) -> None:
+        await asyncio.sleep(0)
+        await super().end(ends)
+
+
 class Walked:
     """One request after its end, and everything that it touched."""
 
@@ -250,6 +283,8 @@ class Walked:
         self.transport = transport
         self.ledger = ledger
         self.limiter = SteppedLimiter(steps)
+        self.claims = SteppedClaims(steps)
+        self.idempotency = Idempotency(self.claims, SystemClock())
         self.registry = Registry(SystemClock())
         self.cancelled = False
         self.raised: BaseException | None = None
@@ -258,8 +293,9 @@ class Walked:
 
 
 async def walked(
-    blows: dict[int, Blow], *, stream: bool, broken: int = 0, late: bool = False, **limits: float
-) -> Walked:
+    blows: dict[int, Blow], *, stream: bool, broken: int = 0, late: bool = False, key: bytes | None = None,
+    **limits: float,
+) -> Walked:  # fmt: skip
     """Walk one request through a pipeline of its own. `late`: the first token comes after a keep-alive comment."""
     steps = Steps(blows)
     client = SteppedClient(steps, body_of(stream=stream))
@@ -268,10 +304,10 @@ async def walked(
     walk = Walked(steps, client, transport, SteppedLedger(steps))
     clock = SystemClock()
     await walk.ledger.deposit(new_job_id(clock, random.Random(1)), PRINCIPAL.customer_id, Amount(CREDIT))
-    async with Settler(walk.ledger, clock) as settler:
+    async with walk.idempotency, Settler(walk.ledger, clock) as settler:
         pipeline = a_pipeline(walk, settler, keep_alive_s=0.0 if late else 10.0, **limits)
         steps.task = asyncio.get_running_loop().create_task(
-            pipeline.serve(Call(authorization=b"Bearer " + KEY), client)
+            pipeline.serve(Call(authorization=b"Bearer " + KEY, idempotency_key=key), client)
         )
         await asyncio.wait([steps.task])
         walk.cancelled = steps.task.cancelled()
@@ -304,7 +340,8 @@ def a_pipeline(walk: Walked, settler: Settler, **limits: float) -> Pipeline:
     )  # fmt: skip
     return Pipeline(
         keys=keys, limiter=walk.limiter, ledger=walk.ledger, prices=prices, attempts=attempts, settler=settler,
-        tracer=Tracer(None, None, rng), clock=clock, rng=rng, limits=Limits(**times, exchanges_max=10),
+        idempotency=walk.idempotency, tracer=Tracer(None, None, rng), clock=clock, rng=rng,
+        limits=Limits(**times, exchanges_max=10),
     )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: SPDM measurement reports and reference manifests, without any SDK of the vendor."""

@@ -1,0 +1,1 @@
+"""Intel TDX: quotes, event logs, collateral and their verification."""
