@@ -97,7 +97,6 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes) -> None:
         """Write one whole request. The previous answer must be complete."""
         assert self.reusable, "one request at a time"
-        self._parser = httptools.HttpResponseParser(self)
         self._headers = {}
         self._head = None
         self._head_bytes = self._silent_bytes = 0
