@@ -29,6 +29,7 @@ from gateway.auth import KeyRecord, KeyTable, Principal
 from gateway.client import Limits
 from gateway.idempotency import ClaimStore, Idempotency
 from gateway.limits import LocalLimiter
+from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
 from gateway.services import Services
@@ -78,9 +79,14 @@ async def _open(settings: Settings) -> AsyncGenerator[Services]:
             keys=keys, limiter=LocalLimiter(clock), ledger=ledger, prices=prices, attempts=attempts, settler=settler,
             idempotency=Idempotency(cast("ClaimStore", None), clock),
             tracer=start_tracer("bench", None, rng), clock=clock, rng=rng, limits=limits,
+            over_claims=OverClaims(_forgotten),
         )  # fmt: skip
         services = Services.__new__(Services)
         services.settings, services.clock, services.keys, services.prices = settings, clock, keys, prices
         services.registry, services.settler, services.pipeline = registry, settler, pipeline
         services.stopping = asyncio.Event()
         yield services
+
+
+async def _forgotten(claims: object) -> None:
+    del claims

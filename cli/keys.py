@@ -1,73 +1,125 @@
-"""`cocoon keys`: create, list and revoke API keys."""
+"""`cocoon keys`: create, list, limit, rotate and revoke API keys."""
 
 import datetime as dt
+import uuid
+from typing import Any
 
 import click
 import msgspec
 
-from billing.postgres.account import Accounts
-from billing.postgres.ledger import PostgresLedger
+from billing.ledger import Code
+from billing.postgres.adjustments import Adjustment, post_adjustment
 from billing.postgres.pool import Pool
+from cli.actor import command_actor
 from cli.amounts import TON
 from cli.database import run_on_pool
+from cli.limits import LIMIT_COLUMNS, allowance, limit_cells, limit_options
+from cli.orgs import organisations_of
+from cli.tables import print_table
 from cocoon.clock import Clock, SystemClock, system_random
 from cocoon.ids import new_job_id
 from cocoon.money import Amount
 from gateway.auth import Role
-from gateway.postgres.keys import KeySpec, KeyStore, StoredKey
+from gateway.postgres.keys import GRACE_S_MAX, Allowance, KeySpec, KeyStore, NewKey, StoredKey
 
-_COLUMNS = ("id", "prefix", "customer", "name", "role", "rpm", "tpm", "concurrency", "models", "expires", "state")
+_COLUMNS = (
+    "id", "prefix", "customer", "project", "name", "role", *LIMIT_COLUMNS, "models", "expires", "state"
+)  # fmt: skip
+
+
+def keys_of(pool: Pool) -> KeyStore:
+    """The store, with this command's account as the one who changes things."""
+    return KeyStore(pool, system_random(), actor=command_actor())
 
 
 @click.group()
 def command() -> None:
-    """Create, list and revoke keys in the database of COCOON_DATABASE_URL."""
+    """Create, list, limit, rotate and revoke keys in the database of COCOON_DATABASE_URL."""
 
 
 @command.command("create")
-@click.option("--customer", required=True, help="Who pays; made when new.")
+@click.option("--customer", "--org", "customer", required=True, help="The organisation that pays; made when new.")
+@click.option("--project", help="One of its projects; 'default' when left out.")
 @click.option("--name", required=True, help="What the key is called; unique among the customer's live keys.")
 @click.option(
     "--role", type=click.Choice([role.value for role in Role]), default=Role.CUSTOMER.value, show_default=True
 )
-@click.option("--rpm", type=click.IntRange(min=1, max=2**31 - 1), help="Requests a minute.")
-@click.option("--tpm", type=click.IntRange(min=1, max=2**63 - 1), help="Tokens a minute.")
-@click.option("--concurrency", type=click.IntRange(min=1, max=2**31 - 1), help="Requests at the same time.")
+@click.option("--org-admin", is_flag=True, help="It may manage its own organisation's projects and keys.")
+@limit_options
 @click.option("--models", help="The only models it may use, separated by commas.")
 @click.option("--cors", multiple=True, help="A web origin that may use the key; repeat for more.")
 @click.option("--expires", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="When it stops working (UTC).")
 @click.option("--credit", type=TON, help="Credit the customer with this much TON, from suspense.")
 def create(
-    customer: str, name: str, role: str, rpm: int | None, tpm: int | None, concurrency: int | None,
-    models: str | None, cors: tuple[str, ...], expires: dt.datetime | None, credit: int | None,
+    customer: str, project: str | None, name: str, role: str, models: str | None, cors: tuple[str, ...],
+    expires: dt.datetime | None, credit: int | None, *, org_admin: bool, **limits: Any,
 ) -> None:  # fmt: skip
     """Make a key and print it: alone on standard output, once and never again."""
     clock = SystemClock()
     expires_at = expires.replace(tzinfo=dt.UTC) if expires is not None else None
     if expires_at is not None and expires_at <= clock.now():
         raise click.BadParameter("lies in the past", param_hint="--expires")
+    if org_admin and role != Role.CUSTOMER.value:
+        raise click.BadParameter("is for customers' keys", param_hint="--org-admin")
+    allowed = allowance(**limits)
 
     async def work(pool: Pool) -> None:
-        rng = system_random()
-        customer_id = await Accounts(pool).open_customer(new_job_id(clock, rng), customer)
-        created = await KeyStore(pool, rng).create(
+        organisations = organisations_of(pool)
+        payer = await organisations.open(customer)
+        chosen = None if project is None else (await organisations.find_project_by_name(payer.id, project)).id
+        created = await keys_of(pool).create(
             KeySpec(
-                customer_id=customer_id,
+                customer_id=payer.id,
                 name=name,
+                project_id=chosen,
                 role=Role(role),
-                requests_per_min=rpm,
-                tokens_per_min=tpm,
-                concurrency_max=concurrency,
+                organisation_admin=org_admin,
                 allowed_models=tuple(model.strip() for model in (models or "").split(",") if model.strip()),
                 cors_origins=cors,
                 expires_at=expires_at,
+                **msgspec.structs.asdict(allowed),
             )
         )
-        click.echo(f"Key {created.key_id} of {customer}. Keep it now, it is not shown again:", err=True)
-        click.echo(created.secret)
+        _show_secret(created, customer)
         if credit:
             # After the key is shown: a deposit that fails must not take the key with it.
-            await PostgresLedger(pool).deposit(new_job_id(clock, rng), customer_id, Amount(credit))
+            transfer_id = new_job_id(clock, system_random())
+            deposit = Adjustment(
+                transfer_id=transfer_id, customer_id=payer.id, code=Code.DEPOSIT, amount=Amount(credit),
+                reason=f"with key {name}",
+            )  # fmt: skip
+            await post_adjustment(pool, deposit, actor=command_actor())
+
+    run_on_pool(work)
+
+
+@command.command("limit")
+@click.argument("key")
+@limit_options
+def limit(key: str, **limits: Any) -> None:
+    """Give KEY, an id or a displayed prefix, exactly these limits; what is left out is unlimited."""
+    allowed = allowance(**limits)
+
+    async def work(pool: Pool) -> uuid.UUID:
+        store = keys_of(pool)
+        return (await store.set_limits(await store.resolve(key), allowed)).key_id
+
+    click.echo(f"limited {run_on_pool(work)}")
+
+
+@command.command("rotate")
+@click.argument("key")
+@click.option(
+    "--grace", type=click.IntRange(0, GRACE_S_MAX), default=0, show_default=True,
+    help="Seconds for which the old secret still works.",
+)  # fmt: skip
+def rotate(key: str, grace: int) -> None:
+    """Give KEY, an id or a displayed prefix, a new secret and print it, once and never again."""
+
+    async def work(pool: Pool) -> None:
+        store = keys_of(pool)
+        rotated = await store.rotate(await store.resolve(key), rotation_id=uuid.uuid4(), grace_s=grace)
+        _show_secret(rotated, (await store.find(rotated.key_id)).customer)
 
     run_on_pool(work)
 
@@ -79,7 +131,7 @@ def list_keys(*, revoked: bool, as_json: bool) -> None:
     """Show keys by customer. The keys themselves are not known any more."""
 
     async def work(pool: Pool) -> list[StoredKey]:
-        return await KeyStore(pool, system_random()).list_keys(revoked=revoked)
+        return await keys_of(pool).list_keys(revoked=revoked)
 
     found = run_on_pool(work)
     if as_json:
@@ -87,10 +139,7 @@ def list_keys(*, revoked: bool, as_json: bool) -> None:
             click.echo(msgspec.json.encode(key).decode())
         return
     clock = SystemClock()
-    rows = [_COLUMNS, *(_row(key, clock) for key in found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(_COLUMNS, [_row(key, clock) for key in found])
 
 
 @command.command("revoke")
@@ -99,9 +148,14 @@ def revoke(key: str) -> None:
     """Revoke KEY, given by its id or its displayed prefix. It stops working everywhere within a second."""
 
     async def work(pool: Pool) -> str:
-        return str(await KeyStore(pool, system_random()).revoke(key))
+        return str(await keys_of(pool).revoke(key))
 
     click.echo(f"revoked {run_on_pool(work)}")
+
+
+def _show_secret(key: NewKey, customer: str) -> None:
+    click.echo(f"Key {key.key_id} of {customer}. Keep it now, it is not shown again:", err=True)
+    click.echo(key.secret)
 
 
 def _row(key: StoredKey, clock: Clock) -> tuple[str, ...]:
@@ -110,14 +164,14 @@ def _row(key: StoredKey, clock: Clock) -> tuple[str, ...]:
         state = "revoked"
     elif key.expires_at is not None and key.expires_at <= clock.now():
         state = "expired"
-    limits = (key.requests_per_min, key.tokens_per_min, key.concurrency_max)
     return (
         str(key.key_id),
         key.prefix,
         key.customer,
+        key.project,
         key.name,
-        key.role.value,
-        *("-" if limit is None else str(limit) for limit in limits),
+        "org-admin" if key.organisation_admin else key.role.value,
+        *limit_cells(Allowance(**{name: getattr(key, name) for name in Allowance.__struct_fields__})),
         ",".join(key.allowed_models) or "any",
         "-" if key.expires_at is None else key.expires_at.strftime("%Y-%m-%d %H:%M"),
         state,

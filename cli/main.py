@@ -26,13 +26,16 @@ class Subcommand(msgspec.Struct, frozen=True):
 
 
 SUBCOMMANDS: Mapping[str, Subcommand] = {
-    "billing": Subcommand("cli.billing", "Check that the books balance.", "gateway"),
+    "billing": Subcommand("cli.billing", "Check that the books balance; list discrepancies.", "gateway"),
     "dev": Subcommand("cli.dev.command", "Run the whole network on this machine, until Ctrl-C.", "dev"),
     "gateway": Subcommand("cli.gateway", "Serve the OpenAI-compatible API.", "gateway"),
-    "keys": Subcommand("cli.keys", "Create, list and revoke keys.", "gateway"),
+    "keys": Subcommand("cli.keys", "Create, list, limit, rotate and revoke keys.", "gateway"),
+    "orgs": Subcommand("cli.orgs", "Organisations: create, credit, list; who changed what.", "gateway"),
+    "projects": Subcommand("cli.projects", "Projects of an organisation and their limits.", "gateway"),
     "migrate": Subcommand("cli.migrate", "Bring the database schema up to date.", "gateway"),
     "operator": Subcommand("cli.operator_keys", "Make the operator's key and delegate to gateways.", "gateway"),
     "prices": Subcommand("cli.prices", "Show and set what models cost.", "gateway"),
+    "workers": Subcommand("cli.workers", "Show workers' standing and reinstate suspended ones.", "gateway"),
     "worker": Subcommand("cli.worker", "Serve a model beside its engine.", "worker"),
 }
 

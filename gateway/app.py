@@ -45,9 +45,11 @@ from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.workers import WorkersController
 from gateway.idempotency import Idempotency
+from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
+from gateway.postgres.standing import StandingStore
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
 from gateway.redis.limiter import RedisLimiter
@@ -55,6 +57,7 @@ from gateway.services import Services
 from gateway.settings import Settings, SettingsError, read_settings
 from gateway.settle import SETTLE_S_MAX, Settler
 from gateway.signing import BatchSigner, GatewayKey, development_key
+from gateway.standing import Standing
 from gateway.stopping import graceful_stop
 from workers.enrolments import upstream
 from workers.postgres.enrolments import EnrolmentListener, EnrolmentStore
@@ -154,23 +157,22 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         ledger = await stack.enter_async_context(_leased_ledger(settings, pool, clock, rng))
         idempotency = await stack.enter_async_context(Idempotency(PostgresClaims(pool), clock))
         settler = await stack.enter_async_context(Settler(ledger, clock, ledger))
+        recoveries = Recoveries(pool, PostgresLeases(pool, database_url))
+        over_claims = OverClaims(recoveries.note_over_claims)
         attempts = Attempts(
             Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
             network_secret=network_secret, global_id=settings.global_id, request_s_max=settings.request_s_max,
         )  # fmt: skip
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
-            idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=limits,
+            idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=limits, over_claims=over_claims,
         )  # fmt: skip
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
             registry=registry,
             enrolments=EnrolmentStore(pool, clock, allow_private=settings.allow_private_workers),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, pipeline=pipeline,
-            reconciler=Reconciler(
-                Recoveries(pool, PostgresLeases(pool, database_url)),
-                network_secret=network_secret, global_id=settings.global_id,
-            ),
+            reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
             pool=pool,
             signer=signer,
         )  # fmt: skip
@@ -180,6 +182,8 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         )
         background = await stack.enter_async_context(_Background())
         background.start("signatures", signer.run)
+        background.start("over_claims", over_claims.run)
+        background.start("standing", Standing(StandingStore(pool), registry).run)
         background.start("keys", key_listener.run)
         background.start("enrolments", enrolment_listener.run)
         background.start("heartbeats", lambda: _after_enrolments(enrolment_listener, heartbeats))

@@ -32,6 +32,7 @@ from gateway.headers import answer_headers, cors_headers
 from gateway.idempotency import Idempotency
 from gateway.limits import Limiter
 from gateway.live import LiveExchanges
+from gateway.over_claims import OverClaims
 from gateway.prices import Prices
 from gateway.quotes import read_limit
 from gateway.settle import SETTLE_S_MAX, Settler
@@ -51,6 +52,7 @@ class Pipeline:
     def __init__(
         self, *, keys: KeyTable, limiter: Limiter, ledger: Ledger, prices: Prices, attempts: Attempts, settler: Settler,
         idempotency: Idempotency, tracer: Tracer, clock: Clock, rng: random.Random, limits: Limits,
+        over_claims: OverClaims,
     ) -> None:  # fmt: skip
         self._keys = keys
         self._limiter = limiter
@@ -63,6 +65,7 @@ class Pipeline:
         self._clock = clock
         self._rng = rng
         self._limits = limits
+        self._over_claims = over_claims
         self._hold_ttl_s = int(limits.request_s_max + SETTLE_S_MAX + HOLD_MARGIN_S)
         self.live = LiveExchanges()
         self.alarms = Alarms()
@@ -204,6 +207,8 @@ class Pipeline:
             case Money.SETTLE:
                 settlement = _settlement(walk, usage, self._clock)
                 self._settler.submit(settlement, lambda posted: self._settled(walk, settlement, posted, ended))
+                if attempt is not None and usage != (claimed := attempt.reported()) and attempt.worker_id is not None:
+                    self._over_claims.note(settlement, claimed)
             case Money.VOID:
                 assert walk.principal is not None, "somebody was admitted"
                 self._settler.submit_void(walk.job_id, walk.principal.customer_id)

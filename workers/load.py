@@ -36,6 +36,7 @@ class TargetLoad:
         "draining",
         "excess",
         "in_flight",
+        "offences",
         "rate",
         "reported_queued",
         "reported_total",
@@ -49,6 +50,8 @@ class TargetLoad:
         """Seconds by which first tokens come later than prefill alone explains."""
         self.in_flight = 0
         self.draining = False
+        self.offences = 0.0
+        """Recent claims for more than was owed, decayed; routing's affair, and not forgotten with a restart."""
         self.reported_total = 0
         self.reported_queued = 0
         self.tokens_mean = 0.0

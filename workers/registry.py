@@ -6,7 +6,7 @@ no store, no socket and no policy of choice. Whatever feeds and reads it runs on
 
 import math
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cocoon.clock import Clock
 from cocoon.enrolment import HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX, Heartbeat
@@ -38,7 +38,7 @@ EARLY_HEARTBEATS_MAX = 4096
 class Member:
     """One target in the registry, with what this process knows about its state."""
 
-    __slots__ = ("expires_at", "load", "reports", "seen_at", "target", "target_id")
+    __slots__ = ("expires_at", "load", "reports", "seen_at", "suspended", "target", "target_id")
 
     def __init__(self, target: Target, *, expires_at: float, reports: bool) -> None:
         self.target = target
@@ -48,6 +48,8 @@ class Member:
         """Whether it sends heartbeats; an upstream does not, and only fails passively."""
         self.expires_at = expires_at
         self.seen_at = -math.inf if reports else math.inf
+        self.suspended = False
+        """Whether it is kept out of rotation for what it claimed (`Registry.set_standing`)."""
 
 
 class Registry:
@@ -61,6 +63,8 @@ class Registry:
         self._asked: frozenset[str] = frozenset()
         self._early: dict[uuid.UUID, tuple[float, Heartbeat]] = {}
         self._held_at: float | None = None
+        self._offences: Mapping[uuid.UUID, float] = {}
+        self._suspended: frozenset[uuid.UUID] = frozenset()
 
     # Feeding
 
@@ -99,6 +103,15 @@ class Registry:
             member.seen_at = now
             member.load.report(heartbeat)
 
+    def set_standing(self, offences: Mapping[uuid.UUID, float], suspended: frozenset[uuid.UUID]) -> None:
+        """What is held against workers, as decayed counts, and who gets no requests at all.
+
+        Both stay with a worker's id over new enrolments, until they are set again.
+        """
+        self._offences, self._suspended = offences, suspended
+        for member in self._workers.values():
+            self._judge(member)
+
     def hold_liveness(self, held: bool) -> None:  # noqa: FBT001  the name says what True means
         """While held, whoever was live stays so: no heartbeat can arrive, and silence means nothing.
 
@@ -134,7 +147,7 @@ class Registry:
         return [
             member
             for member in self._by_model.get(model, ())
-            if member.seen_at >= since and member.expires_at > now and not member.load.draining
+            if member.seen_at >= since and member.expires_at > now and not member.load.draining and not member.suspended
         ]
 
     def models(self) -> dict[str, int]:
@@ -195,9 +208,14 @@ class Registry:
             known.expires_at = expires_at
             known.load.set_capacity(worker.capacity)
         self._workers[worker.worker_id] = known
+        self._judge(known)
         early = self._early.pop(worker.worker_id, None)
         if early is not None:
             self.note_heartbeat(worker.worker_id, early[1], early[0])
+
+    def _judge(self, member: Member) -> None:
+        member.load.offences = self._offences.get(member.target_id, 0.0)
+        member.suspended = member.target_id in self._suspended
 
     def _index(self) -> None:
         lists: dict[str, list[Member]] = {}

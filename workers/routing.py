@@ -6,6 +6,7 @@ The expected cost is in seconds until the first token, without thresholds that c
       + PRESSURE_S * k / (1 - k)              k = requests in flight / capacity
       + what its first tokens lately took beyond that, or what its oldest waiting request is already late
     ... divided by the share of recent requests that it did not fail
+    ... times one more for each recent claim for more than it was owed (`Registry.set_standing`)
 
 A target without measurements is taken for the median of its model's targets, so that a newcomer is neither flooded
 nor starved. Everything is decided synchronously; clock and dice are injected.
@@ -229,7 +230,9 @@ def cost_s(load: TargetLoad, prompt_tokens: int, elsewhere: float, now: float) -
         + (max(excess_s, late_s))
     )
     failures = load.breaker.failure_ratio(now)
-    return cost / (1.0 - min(failures, FAILURE_RATIO_MAX)) if failures else cost
+    if failures:
+        cost /= 1.0 - min(failures, FAILURE_RATIO_MAX)
+    return cost * (1.0 + load.offences) if load.offences else cost
 
 
 def _allowed(

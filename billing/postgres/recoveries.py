@@ -18,7 +18,7 @@ import structlog
 from billing import ledger
 from billing.lease_store import ROWS_MAX, JournalRow, LeaseStore
 from billing.ledger import AccountKind, Code, Numerators, Phase
-from billing.ports import BillingError, LedgerUnavailableError, Outcome, Posted
+from billing.ports import BillingError, LedgerUnavailableError, Outcome, Posted, Settlement
 from billing.postgres.entries import SQL, Entries, Transfer
 from billing.postgres.pool import Connection, DuplicateRecordError, Pool, Record, acquired, transaction
 from billing.postgres.statements import load_statements
@@ -53,6 +53,25 @@ class Recoveries:
         """The usage rows of jobs (UUIDv7), without a lock: enough to see that a receipt brings nothing new."""
         async with acquired(self._pool) as connection:
             return await _read_booked(connection, set(jobs))
+
+    async def note_over_claims(self, claims: Sequence[tuple[Settlement, TokenUsage]]) -> None:
+        """Record that answers came with more than their tickets allowed: what is settled for each, and what it said.
+
+        Sending them again adds nothing, and neither does a receipt that says the same later.
+        """
+        rows = [
+            _discrepancy_row(
+                Claim(
+                    settlement=settlement, claimed=claimed, hold_id=settlement.job_id, ticket=b"", receipt_body=b""
+                ),
+                DiscrepancyKind.OVER_CLAIM,
+                None,
+            )
+            for settlement, claimed in claims
+        ]  # fmt: skip
+        if rows:
+            async with acquired(self._pool) as connection:
+                await connection.execute(OWN_SQL["insert_discrepancies"], *_columns(rows))
 
     async def reconcile(self, claims: Sequence[Claim]) -> list[Verdict]:
         """Judge authentic receipts and charge what was lost; one verdict for each claim, in order.
@@ -329,5 +348,5 @@ def _discrepancy_row(claim: Claim, kind: DiscrepancyKind, booked: Booked | None)
         None if booked is None else booked.usage.completion,
         None if booked is None else booked.charge_nano,
         claimed.prompt, claimed.cached, claimed.completion, worth.nano,
-        settlement.receipt_head, settlement.receipt_signature,
+        settlement.receipt_head or b"", settlement.receipt_signature or b"",
     )  # fmt: skip

@@ -196,6 +196,18 @@ class KeyStore:
         async with acquired(self._pool) as connection:
             return await _found(connection, key_id, reach)
 
+    async def resolve(self, key: str) -> uuid.UUID:
+        """The live key of this id or displayed prefix.
+
+        Raises:
+            KeyUnknownError: no live key, or more than one, answers to `key`.
+        """
+        async with acquired(self._pool) as connection:
+            found: uuid.UUID | None = await connection.fetchval(_SQL["resolve_key"], key)
+        if found is None:
+            raise KeyUnknownError
+        return found
+
     async def set_limits(self, key_id: uuid.UUID, allowance: Allowance, reach: Reach = WHOLE_NETWORK) -> StoredKey:
         """Give a live key these limits and no others.
 

@@ -1,5 +1,6 @@
 """Organisations and their projects in Postgres. An organisation is the customer that pays."""
 
+import contextlib
 import datetime as dt
 import random
 import uuid
@@ -92,6 +93,12 @@ class Organisations:
         if row is None or row["name"] != name:
             raise OrganisationTakenError
         return _organisation(row), made is not None
+
+    async def open(self, name: str) -> Organisation:
+        """The organisation of this name, made when it is new."""
+        with contextlib.suppress(OrganisationTakenError):
+            return (await self.create(name))[0]
+        return await self.find_by_name(name)
 
     async def find(self, organisation_id: uuid.UUID) -> Organisation:
         """One organisation.

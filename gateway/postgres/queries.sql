@@ -171,6 +171,13 @@ WHERE
     )
 RETURNING id;
 
+-- name: resolve_key
+-- The live key whose id or displayed prefix is $1; none when several share the prefix.
+SELECT MIN(id::text)::uuid AS only_id
+FROM api_keys
+WHERE revoked_at IS NULL AND (id::text = $1 OR prefix = $1)
+HAVING COUNT(*) = 1;
+
 -- name: lock_live_project
 -- Keeps project $1 of organisation $2 from being archived while a key is put into it.
 SELECT id

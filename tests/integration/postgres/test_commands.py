@@ -12,10 +12,11 @@ import pytest
 from billing.ports import LedgerUnavailableError
 from billing.postgres.account import Accounts
 from billing.postgres.ledger import PostgresLedger
-from billing.postgres.pool import Pool
+from billing.postgres.pool import Connection, Pool
 from billing.postgres.prices import load_price_book
 from cocoon.ids import is_secret_key
 from cocoon.money import Amount, Price
+from tests.ledger_values import job_id
 
 
 async def cocoon(url: str | None, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -124,3 +125,78 @@ async def test_a_price_in_the_past_is_refused(database_url: str, pool: Pool) -> 
     )  # fmt: skip
     assert (late.returncode, "in the past" in late.stderr) == (1, True)
     assert (await load_price_book(pool)).offers() == ()
+
+
+async def test_organisations_projects_and_keys_are_managed_by_command(database_url: str, pool: Pool) -> None:
+    organisation = (await cocoon(database_url, "orgs", "create", "Ada")).stdout.strip()
+    assert uuid.UUID(organisation)
+    assert (await cocoon(database_url, "orgs", "create", "Ada", "--id", organisation)).stdout.strip() == organisation
+    assert "organisation_taken" in (await cocoon(database_url, "orgs", "create", "Ada")).stderr
+    project = await cocoon(database_url, "projects", "create", "--org", "Ada", "chat", "--spend-day", "0.5")
+    assert uuid.UUID(project.stdout.strip())
+    limited = await cocoon(database_url, "projects", "limit", "--org", "Ada", "chat", "--rpm", "7")
+    assert limited.returncode == 0, limited.stderr
+    shown = (await cocoon(database_url, "projects", "list", "--org", "Ada")).stdout
+    assert [line.split()[1:4] for line in shown.splitlines()[1:]] == [["default", "-", "-"], ["chat", "7", "-"]]
+
+    created = await cocoon(
+        database_url, "keys", "create", "--org", "Ada", "--project", "chat", "--name", "app", "--org-admin"
+    )
+    old = created.stdout.strip()
+    assert is_secret_key(old)
+    assert (await cocoon(database_url, "keys", "limit", old[:16], "--spend-month", "2")).returncode == 0
+    rotated = await cocoon(database_url, "keys", "rotate", old[:16], "--grace", "60")
+    new = rotated.stdout.strip()
+    assert is_secret_key(new)
+    assert new != old
+    [key] = [msgspec.json.decode(line) for line in (
+        await cocoon(database_url, "keys", "list", "--json")
+    ).stdout.splitlines()]  # fmt: skip
+    assert (key["prefix"], key["project"], key["organisation_admin"]) == (new[:16], "chat", True)
+    assert key["spend_month_nano_max"] == 2_000_000_000
+    assert key["previous_expires_at"] is not None
+    assert (await cocoon(database_url, "projects", "archive", "--org", "Ada", "chat")).returncode == 0
+    assert (await cocoon(database_url, "keys", "list", "--json")).stdout == ""
+    assert (await cocoon(database_url, "keys", "rotate", new[:16])).returncode == 1
+
+    audit = await cocoon(database_url, "orgs", "audit", "--org", "Ada")
+    rows = [msgspec.json.decode(line) for line in audit.stdout.splitlines()]
+    assert [row["action"] for row in rows] == [
+        "project.archive", "key.rotate", "key.limit", "key.create", "project.limit", "project.create",
+        "organisation.create",
+    ]  # fmt: skip
+    assert all(row["actor"].startswith("cli:") for row in rows)
+    assert old[16:] not in audit.stdout
+    assert new[16:] not in audit.stdout
+
+
+async def test_money_is_moved_by_command_once_for_its_id(database_url: str, pool: Pool) -> None:
+    organisation = uuid.UUID((await cocoon(database_url, "orgs", "create", "Ada")).stdout.strip())
+    first = await cocoon(database_url, "orgs", "move", "deposit", "Ada", "1.5", "--reason", "invoice 7")
+    assert first.stdout == "moved\n"
+    transfer = first.stderr.split()[1]
+    command = ("orgs", "move", "deposit", "Ada", "1.5", "--reason", "invoice 7", "--transfer-id", transfer)
+    assert (await cocoon(database_url, *command)).stdout == "moved before: nothing was changed\n"
+    other = await cocoon(database_url, *(part if part != "1.5" else "1.6" for part in command))
+    assert "transfer_conflict" in other.stderr
+    assert (await PostgresLedger(pool).balance(organisation)).available == Amount(1_500_000_000)
+    assert "available  1.5 TON" in (await cocoon(database_url, "orgs", "balance", "Ada")).stdout
+    assert (await cocoon(database_url, "orgs", "move", "credit", "Ada", "0", "--reason", "x")).returncode == 2
+    assert (await cocoon(database_url, "billing", "check")).returncode == 0
+
+
+async def test_discrepancies_and_recoveries_are_listed(database_url: str, connection: Connection) -> None:
+    job = job_id()
+    await connection.execute(
+        "INSERT INTO discrepancies (day, job_id, attempt, kind, worker_id, customer_id, against_worker, "
+        "claimed_prompt_tokens, claimed_cached_tokens, claimed_completion_tokens, claimed_nano, receipt_head, "
+        "receipt_signature) VALUES (current_date, $1, 0, 'over_claim', $1, $1, TRUE, 1, 0, 2, 3, '', '')",
+        job,
+    )
+    [row] = (await cocoon(database_url, "billing", "discrepancies")).stdout.splitlines()[1:]
+    assert row.split()[2:] == ["over_claim", str(job), "0", str(job), "yes", "-", "3"]
+    [line] = (await cocoon(database_url, "billing", "discrepancies", "--json", "--against-worker")).stdout.splitlines()
+    assert msgspec.json.decode(line)["claimed"]["nano"] == 3
+    none = await cocoon(database_url, "billing", "discrepancies", "--kind", "broken", "--json")
+    assert (none.returncode, none.stdout) == (0, "")
+    assert (await cocoon(database_url, "billing", "recoveries")).stdout == ""

@@ -3,6 +3,7 @@
 import datetime as dt
 import uuid
 
+import msgspec
 import pytest
 
 from cocoon.clock import ManualClock
@@ -18,6 +19,7 @@ from gateway.auth import (
     Principal,
     Role,
     RoleForbiddenError,
+    require_organisation_admin,
     require_role,
 )
 
@@ -140,3 +142,31 @@ def test_a_key_of_another_role_is_refused() -> None:
     require_role(worker, Role.ADMIN, Role.WORKER)
     with pytest.raises(RoleForbiddenError):
         require_role(worker, Role.CUSTOMER)
+
+
+def test_a_rotated_keys_old_secret_ends_with_its_grace_period_or_the_key(table: KeyTable) -> None:
+    fresh, grace = "sk-cocoon-" + "f" * 43, NOW + dt.timedelta(minutes=1)
+    live = record(fresh, expires_at=NOW + dt.timedelta(hours=1))
+    rotated = msgspec.structs.replace(live, previous_sha256=secret_key_hash(SECRET), previous_expires_at=grace)
+    for load in (table.put, lambda known: table.replace([known], confirmed_at=0.0)):
+        load(rotated)
+        assert table.authenticate(bearer(fresh), now=grace) == live.principal
+        assert table.authenticate(bearer(), now=NOW).key_id == live.principal.key_id
+        with pytest.raises(ExpiredKeyError):
+            table.authenticate(bearer(), now=grace)
+    short = msgspec.structs.replace(rotated, principal=msgspec.structs.replace(live.principal, expires_at=NOW))
+    table.put(short)
+    with pytest.raises(ExpiredKeyError):
+        table.authenticate(bearer(), now=NOW)
+    assert len(table) == 1
+    table.remove(live.principal.key_id)
+    for secret in (SECRET, fresh):
+        with pytest.raises(InvalidKeyError):
+            table.authenticate(bearer(secret), now=NOW)
+
+
+def test_only_a_customers_key_with_the_right_manages_its_organisation() -> None:
+    for role, admin in ((Role.CUSTOMER, False), (Role.ADMIN, False), (Role.ADMIN, True), (Role.WORKER, True)):
+        with pytest.raises(RoleForbiddenError):
+            require_organisation_admin(record(role=role, organisation_admin=admin).principal)
+    require_organisation_admin(record(organisation_admin=True).principal)

@@ -30,7 +30,7 @@ INTERNAL = {
     # Between the journal and its leases; the settler and the recovery judge them.
     "LeaseActiveError", "LeaseExhaustedError", "LeaseLostError",
     # Start-up and commands; the gateway does not serve then.
-    "MigrationError", "SettingsError",
+    "MigrationError", "NotSuspendedError", "SettingsError",
 }  # fmt: skip
 SECRET = "/srv/secret.py line 7"
 

@@ -25,6 +25,7 @@ from gateway.client import ClientGoneError, Headers, Limits
 from gateway.idempotency import Claim, Ended, Idempotency
 from gateway.limits import LimitState, Permit
 from gateway.outcomes import Recording, Turn
+from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
 from gateway.settle import Settler
@@ -256,6 +257,10 @@ class SteppedLimiter:
         return Permit(LimitState(), self.released.append)
 
 
+async def _nowhere(claims: object) -> None:
+    del claims
+
+
 class SteppedClaims(MemoryClaims):
     """Claims take time before and after they are granted."""
 
@@ -286,6 +291,7 @@ class Walked:
         self.claims = SteppedClaims(steps)
         self.idempotency = Idempotency(self.claims, SystemClock())
         self.registry = Registry(SystemClock())
+        self.over_claims = OverClaims(_nowhere)
         self.cancelled = False
         self.raised: BaseException | None = None
         self.settled = False
@@ -341,7 +347,7 @@ def a_pipeline(walk: Walked, settler: Settler, **limits: float) -> Pipeline:
     return Pipeline(
         keys=keys, limiter=walk.limiter, ledger=walk.ledger, prices=prices, attempts=attempts, settler=settler,
         idempotency=walk.idempotency, tracer=Tracer(None, None, rng), clock=clock, rng=rng,
-        limits=Limits(**times, exchanges_max=10),
+        limits=Limits(**times, exchanges_max=10), over_claims=walk.over_claims,
     )  # fmt: skip
 
 

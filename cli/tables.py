@@ -1,0 +1,18 @@
+"""Rows for people: columns as wide as they need to be."""
+
+from collections.abc import Sequence
+
+import click
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a heading and rows of as many cells."""
+    cells = [columns, *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
+    for row in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def shown(value: object) -> str:
+    """A limit or a name; a dash for what is not there."""
+    return "-" if value is None else str(value)

@@ -1,0 +1,45 @@
+"""`cocoon workers`: what is held against workers, and the way back for one that is suspended."""
+
+import uuid
+
+import click
+
+from billing.postgres.pool import Pool
+from cli.database import run_on_pool
+from gateway.postgres.standing import Held, StandingStore
+
+
+@click.group()
+def command() -> None:
+    """Look at workers' standing, and let suspended ones back."""
+
+
+@command.command("standing")
+def standing_command() -> None:
+    """List workers with claims for more than they were owed in the last day, and suspended ones."""
+
+    async def work(pool: Pool) -> list[Held]:
+        return await StandingStore(pool).held()
+
+    held = run_on_pool(work)
+    if not held:
+        click.echo("Nothing is held against any worker.")
+    for one in held:
+        state = f"suspended since {one.suspended_at:%Y-%m-%d %H:%M} UTC" if one.suspended_at else "in rotation"
+        click.echo(
+            f"{one.worker_id}  {one.name or '?'}  {state}  jobs {one.jobs}"
+            f"  claimed {one.claimed_nano} nano, booked {one.booked_nano}"
+        )
+
+
+@command.command("reinstate")
+@click.argument("worker", type=click.UUID)
+@click.option("--reason", required=True, help="Why it may come back; kept with the suspension.")
+def reinstate_command(worker: uuid.UUID, reason: str) -> None:
+    """Let WORKER (its id) back into rotation within seconds; what it claimed before counts no more."""
+
+    async def work(pool: Pool) -> None:
+        await StandingStore(pool).lift(worker, reason)
+
+    run_on_pool(work)
+    click.echo(f"{worker} is back in rotation.")
