@@ -28,7 +28,8 @@ from gateway.attempts import Attempts
 from gateway.auth import KeyRecord, KeyTable, Principal
 from gateway.client import Limits
 from gateway.idempotency import ClaimStore, Idempotency
-from gateway.limits import LocalLimiter
+from gateway.limiter import SlicedLimiter
+from gateway.memory_slices import InMemorySlices, InMemorySpend, SharedLimits
 from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
@@ -74,9 +75,10 @@ async def _open(settings: Settings) -> AsyncGenerator[Services]:
             Router(registry, clock, rng), Transport(clock, allow_private=False), RetryBudget(clock), clock,
             network_secret=bytes(32), global_id=-3, request_s_max=600,
         )  # fmt: skip
+        limiter = SlicedLimiter(InMemorySlices(SharedLimits(clock)), InMemorySpend(), clock, rng)
         # No request of the benchmark has an idempotency key, so nobody asks that store.
         pipeline = Pipeline(
-            keys=keys, limiter=LocalLimiter(clock), ledger=ledger, prices=prices, attempts=attempts, settler=settler,
+            keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
             idempotency=Idempotency(cast("ClaimStore", None), clock),
             tracer=start_tracer("bench", None, rng), clock=clock, rng=rng, limits=limits,
             over_claims=OverClaims(_forgotten),

@@ -37,7 +37,7 @@ from billing.ports import (
 )
 from cocoon.clock import Clock
 from cocoon.ids import job_day, new_job_id
-from cocoon.money import Amount, ceiling
+from cocoon.money import Amount
 
 JOURNAL_ROWS_MAX = 20_000
 """Rows waiting for the store, and the holds that may still become rows."""
@@ -195,8 +195,7 @@ class LeasedLedger:
             raise LedgerUnavailableError("the usage journal is full or closed")
         job.settlement, job.answer = settlement, answer
         self._rows[settlement.job_id.int, settlement.attempt] = job
-        # The most that the row can take, whatever the customer's cumulative numerator is.
-        job.bound = ceiling(settlement.numerator, settlement.price.asset).nano
+        job.bound = settlement.charge_max.nano
         lease.journaled += job.bound
         self._close(job, _State.JOURNALED)
         return answer

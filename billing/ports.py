@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 import msgspec
 
 from cocoon.errors import CocoonError
-from cocoon.money import Amount, Price
+from cocoon.money import Amount, Price, ceiling
 from cocoon.usage import TokenUsage
 
 
@@ -116,6 +116,11 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def numerator(self) -> int:
         """Exact cost in 10^-6 nano; zero for a broken answer."""
         return self.price.numerator(self.usage) if self.outcome.chargeable else 0
+
+    @property
+    def charge_max(self) -> Amount:
+        """The most that it can be charged, whatever the customer's cumulative numerator is."""
+        return ceiling(self.numerator, self.price.asset)
 
     @property
     def worker_numerator(self) -> int:

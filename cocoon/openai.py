@@ -28,10 +28,25 @@ class ContentPart(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message; `content` stays raw bytes of JSON."""
+    """One message; `content` stays raw bytes of JSON.
+
+    The others are where engines also take what is not text; what they hold is only asked whether it is there.
+    """
 
     role: str
     content: msgspec.Raw = msgspec.Raw(b"null")
+    audio: Any = None
+    image: Any = None
+    images: Any = None
+    video: Any = None
+    videos: Any = None
+    file: Any = None
+    files: Any = None
+
+    @property
+    def has_attachments(self) -> bool:
+        """Whether it holds anything beside its content."""
+        return bool(self.audio or self.image or self.images or self.video or self.videos or self.file or self.files)
 
 
 class MaxPrice(msgspec.Struct, frozen=True):

@@ -112,6 +112,12 @@ def bound(request: ChatRequest, body: bytes, offer: ModelOffer) -> Bounds:
     return Bounds(prompt=prompt, completion=per_choice * request.choices, choices=request.choices)
 
 
+def worst_cost(bounds: Bounds, offer: ModelOffer, limit: PriceLimit | None) -> Amount:
+    """The most that the request can be charged, whatever its answer."""
+    price = ceiling_of(offer.price, limit).as_charged()
+    return ceiling(price.numerator(TokenUsage(prompt=bounds.prompt, completion=bounds.completion)))
+
+
 async def hold_credit(
     ledger: Ledger, principal: Principal, job_id: uuid.UUID, request: ChatRequest, bounds: Bounds, offer: ModelOffer,
     ttl_s: int, limit: PriceLimit | None = None,
@@ -172,6 +178,8 @@ def _check_values(request: ChatRequest) -> None:
 def _has_media(request: ChatRequest) -> bool:
     """Whether anything but text is in the prompt. Unreadable content counts as media: the bound must hold."""
     for message in request.messages:
+        if message.has_attachments:
+            return True
         content = bytes(message.content)
         if content[:1] not in {b'"', b"n"}:
             try:

@@ -32,6 +32,7 @@ from cocoon.clock import Clock, SystemClock, system_random
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.logs import configure_logging
 from cocoon.tracing import start_tracer
+from gateway.alerts import AlertSender
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
@@ -45,14 +46,16 @@ from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.workers import WorkersController
 from gateway.idempotency import Idempotency
+from gateway.limiter import SlicedLimiter
 from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
+from gateway.postgres.spend import PostgresSpend
 from gateway.postgres.standing import StandingStore
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
-from gateway.redis.limiter import RedisLimiter
+from gateway.redis.slices import RedisSlices
 from gateway.services import Services
 from gateway.settings import Settings, SettingsError, read_settings
 from gateway.settle import SETTLE_S_MAX, Settler
@@ -143,7 +146,6 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
     )
     tracer = start_tracer("cocoon-gateway", settings.otlp_endpoint, _dice(rng))
     transport = Transport(clock, allow_private=settings.allow_private_workers)
-    limiter = RedisLimiter(redis_url, clock)
     heartbeats = HeartbeatBus(redis_url, registry, clock, rng)
     signer = BatchSigner(
         _gateway_key(settings, clock), global_id=settings.global_id, network_secret=network_secret, clock=clock
@@ -151,9 +153,13 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(tracer.close)
         stack.callback(transport.close)
-        stack.push_async_callback(limiter.close)
         stack.push_async_callback(heartbeats.close)
         pool = await stack.enter_async_context(open_pool(database_url, application="cocoon-gateway"))
+        limiter = SlicedLimiter(
+            RedisSlices(redis_url, f"{rng.getrandbits(64):016x}"), PostgresSpend(pool), clock, _dice(rng),
+            processes=settings.processes,
+        )  # fmt: skip
+        stack.push_async_callback(limiter.close)
         ledger = await stack.enter_async_context(_leased_ledger(settings, pool, clock, rng))
         idempotency = await stack.enter_async_context(Idempotency(PostgresClaims(pool), clock))
         settler = await stack.enter_async_context(Settler(ledger, clock, ledger))
@@ -171,7 +177,8 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
             registry=registry,
             enrolments=EnrolmentStore(pool, clock, allow_private=settings.allow_private_workers),
-            heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, pipeline=pipeline,
+            heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, limiter=limiter,
+            pipeline=pipeline,
             reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
             pool=pool,
             signer=signer,
@@ -190,6 +197,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         background.start("prices", lambda: prices.keep_fresh(lambda: load_price_book(pool)))
         background.start("limits", limiter.run)
         background.start("sweep", lambda: _sweep(ledger))
+        background.start("alerts", AlertSender(pool, settings.alerts, clock, rng).run)
         background.start("partitions", lambda: _keep_partitions(pool))
         yield services
 

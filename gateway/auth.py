@@ -101,6 +101,16 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: frozenset[str] = frozenset()
     expires_at: dt.datetime | None = None
 
+    @property
+    def limits_spend(self) -> bool:
+        """Whether the key or its project has a limit on spend."""
+        if self.spend_day_nano_max is not None or self.spend_month_nano_max is not None:
+            return True
+        project = self.project
+        return project is not None and (
+            project.spend_day_nano_max is not None or project.spend_month_nano_max is not None
+        )
+
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A live key as stored: its SHA-256 and whom it admits.

@@ -19,7 +19,7 @@ from cocoon.sse import DONE_EVENT
 from cocoon.tracing import Tracer
 from cocoon.usage import TokenUsage
 from gateway import relay
-from gateway.admission import Admission, bound, choose_offer, hold_credit, parse_chat
+from gateway.admission import Admission, bound, choose_offer, hold_credit, parse_chat, worst_cost
 from gateway.alarms import Alarms
 from gateway.attempt import Attempt, AttemptFailedError
 from gateway.attempts import Attempts
@@ -128,11 +128,10 @@ class Pipeline:
             self._attempts.require_offered(offer, request, limit)
         bounds = bound(request, walk.body, offer)
         walk.permit = await self._limiter.acquire(
-            key_id=principal.key_id,
-            requests_per_min=principal.requests_per_min,
-            tokens_per_min=principal.tokens_per_min,
-            concurrency_max=principal.concurrency_max,
-            tokens_estimate=len(walk.body) // 4 + bounds.completion,
+            principal,
+            job_id=walk.job_id,
+            tokens=len(walk.body) // 4 + bounds.completion,
+            nano=worst_cost(bounds, offer, limit).nano if principal.limits_spend else 0,
         )
         try:
             walk.admission = await hold_credit(
@@ -202,11 +201,12 @@ class Pipeline:
         usage = _NONE
         if attempt is not None and walk.admission is not None:
             usage = attempt.usage(walk.admission.bounds)
+        settlement: Settlement | None = None
         ended = self._clock.monotonic()
         match exchange.money:
             case Money.SETTLE:
-                settlement = _settlement(walk, usage, self._clock)
-                self._settler.submit(settlement, lambda posted: self._settled(walk, settlement, posted, ended))
+                settlement = end = _settlement(walk, usage, self._clock)
+                self._settler.submit(end, lambda posted: self._settled(walk, end, posted, ended))
                 if attempt is not None and usage != (claimed := attempt.reported()) and attempt.worker_id is not None:
                     self._over_claims.note(settlement, claimed)
             case Money.VOID:
@@ -214,8 +214,7 @@ class Pipeline:
                 self._settler.submit_void(walk.job_id, walk.principal.customer_id)
             case Money.NOTHING:
                 pass
-        if walk.permit is not None:
-            walk.permit.release(usage.total)
+        _release(walk, usage, settlement)
         if attempt is not None:
             attempt.finish(exchange.state)
         if exchange.money is not Money.SETTLE:
@@ -224,6 +223,8 @@ class Pipeline:
             self._trace(walk, usage, None, ended)
 
     def _settled(self, walk: Walk, settlement: Settlement, posted: Posted | None, ended: float) -> None:
+        if walk.permit is not None:
+            walk.permit.settled()
         if walk.turn is not None:
             self._idempotency.settled(walk.turn, settlement, posted)
         self._trace(walk, settlement.usage, posted, ended)
@@ -243,6 +244,16 @@ def _shown(batch: Batch, attempt: Attempt, admission: Admission, request: ChatRe
         return relay.shown(batch.data, attempt.price, admission.bounds, with_cost=request.wants_usage)
     except MalformedError as error:
         raise AnswerBrokenError from error
+
+
+def _release(walk: Walk, usage: TokenUsage, settlement: Settlement | None) -> None:
+    """Tell the limits that the request is over, what it used, and the most that it will be charged."""
+    if walk.permit is None:
+        return
+    charge_nano = 0
+    if settlement is not None and walk.principal is not None and walk.principal.limits_spend:
+        charge_nano = settlement.charge_max.nano
+    walk.permit.release(usage.total, charge_nano)
 
 
 def _settlement(walk: Walk, usage: TokenUsage, clock: Clock) -> Settlement:

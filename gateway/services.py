@@ -7,6 +7,7 @@ from billing.postgres.account import Accounts
 from billing.postgres.pool import Pool
 from cocoon.clock import Clock
 from gateway.auth import KeyTable
+from gateway.limiter import SlicedLimiter
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
@@ -25,7 +26,8 @@ class Services:
     def __init__(
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: Ledger, accounts: Accounts,
         registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus, tokens: HeartbeatTokens,
-        settler: Settler, pipeline: Pipeline, reconciler: Reconciler, signer: BatchSigner, pool: Pool,
+        settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler, signer: BatchSigner,
+        pool: Pool,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -38,6 +40,7 @@ class Services:
         self.heartbeats = heartbeats
         self.tokens = tokens
         self.settler = settler
+        self.limiter = limiter
         self.pipeline = pipeline
         self.reconciler = reconciler
         self.signer = signer

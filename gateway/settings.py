@@ -17,6 +17,10 @@ _NETWORK_SECRET_BYTES = 32
 _SEED_BYTES = 32
 
 
+TOP_UP_DEFAULT = "Ask the operator of this gateway for credit; at zero, requests are answered 402 insufficient_quota."
+TOP_UP_CHARS_MAX = 256
+
+
 class SettingsError(CocoonError):
     """An environment variable has a value that cannot be used."""
 
@@ -56,6 +60,18 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"UpstreamSettings(name={self.name!r}, url={self.url!r})"
 
 
+class AlertSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How thresholds are watched: every `interval_s` (0 is never here), first retry after `retry_s`.
+
+    `top_up` is what messages say about topping up.
+    """
+
+    interval_s: float
+    retry_s: float
+    top_up: str
+    allow_private: bool
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway's configuration; durations in seconds.
 
@@ -73,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allow_private_workers: bool
     upstreams: tuple[UpstreamSettings, ...]
     otlp_endpoint: str | None
+    processes: int
     drain_s: float
     first_byte_s: float
     idle_s: float
@@ -83,6 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     exchanges_max: int
     lease_ttl_s: float
     lease_idle_s: float
+    alerts: AlertSettings
 
     @property
     def production(self) -> bool:
@@ -115,6 +133,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         allow_private_workers=_one_of(env, "COCOON_ALLOW_PRIVATE_WORKERS", ("0", "1"), "0") == "1",
         upstreams=_upstreams(env),
         otlp_endpoint=env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
+        processes=int(_number(env, "COCOON_GATEWAY_PROCESSES", 1, low=1, high=64)),
         drain_s=_number(env, "COCOON_DRAIN_S", 30, high=3600),
         first_byte_s=_number(env, "COCOON_FIRST_BYTE_S", 120, low=0.05, high=3600),
         idle_s=_number(env, "COCOON_IDLE_S", 60, low=0.05, high=3600),
@@ -125,6 +144,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         exchanges_max=int(_number(env, "COCOON_EXCHANGES_MAX", 4096, low=1, high=2**20)),
         lease_ttl_s=_number(env, "COCOON_LEASE_TTL_S", 60, low=1, high=3600),
         lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
+        alerts=_alerts(env),
     )
 
 
@@ -172,6 +192,18 @@ def _number(env: Mapping[str, str], name: str, default: float, *, low: float = 0
     if not low <= value <= high:
         raise SettingsError(f"{name} must lie between {low} and {high}")
     return value
+
+
+def _alerts(env: Mapping[str, str]) -> AlertSettings:
+    top_up = env.get("COCOON_ALERTS_TOP_UP") or TOP_UP_DEFAULT
+    if len(top_up) > TOP_UP_CHARS_MAX or not top_up.isprintable():
+        raise SettingsError(f"COCOON_ALERTS_TOP_UP is one line of at most {TOP_UP_CHARS_MAX} characters")
+    return AlertSettings(
+        interval_s=_number(env, "COCOON_ALERTS_S", 5, high=3600),
+        retry_s=_number(env, "COCOON_ALERTS_RETRY_S", 5, low=0.01, high=3600),
+        top_up=top_up,
+        allow_private=_one_of(env, "COCOON_ALLOW_PRIVATE_WEBHOOKS", ("0", "1"), "0") == "1",
+    )
 
 
 def _upstreams(env: Mapping[str, str]) -> tuple[UpstreamSettings, ...]:

@@ -111,8 +111,9 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
-    """URL of the shared server, emptied."""
+    """URL of the shared server, emptied; its limits are as if it had been empty for long."""
     assert redis_server.command("FLUSHALL") == b"+OK\r\n"
+    assert redis_server.command("SET", "cocoon:limits:generation", "1") == b"+OK\r\n"
     return redis_server.url
 
 

@@ -265,6 +265,7 @@ class Network:
             ),
             "COCOON_GLOBAL_ID": str(GLOBAL_ID),
             "COCOON_ALLOW_PRIVATE_WORKERS": "1",
+            "COCOON_ALLOW_PRIVATE_WEBHOOKS": "1",
         }
 
     def _worker_environment(self, name: str, address: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ from gateway.errors import (
 )
 from gateway.headers import limit_headers
 from gateway.idempotency import IdempotencyConflictError, InFlightError, NotReplayableError
-from gateway.limits import RateLimitedError
+from gateway.limits import LimitsUnknownError, RateLimitedError, SpendLimitError
 from gateway.postgres.keys import KeyNameTakenError, KeyUnknownError, ProjectUnknownError
 from gateway.postgres.organisations import (
     OrganisationTakenError,
@@ -71,10 +71,12 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     NotReplayableError: (409, "invalid_request_error"),
     BodyTooLargeError: (413, "invalid_request_error"),
     RateLimitedError: (429, "rate_limit_error"),
+    SpendLimitError: (429, "insufficient_quota"),
     AnswerBrokenError: (502, "server_error"),
     OverloadedError: (503, "server_error"),
     SigningUnavailableError: (503, "server_error"),
     LedgerUnavailableError: (503, "server_error"),
+    LimitsUnknownError: (503, "server_error"),
     KeysStaleError: (503, "server_error"),
     EnrolmentStoreUnavailableError: (503, "server_error"),
     NoWorkerError: (503, "server_error"),
@@ -110,7 +112,12 @@ def error_answer(error: CocoonError) -> ErrorAnswer:
     headers: list[tuple[bytes, bytes]] = []
     if error.transient:
         wait_s: float = getattr(error, "retry_after_s", RETRY_AFTER_S_DEFAULT)
-        headers.append((b"retry-after", str(max(1, math.ceil(min(wait_s, RETRY_AFTER_S_MAX)))).encode()))
+        if not isinstance(error, SpendLimitError):
+            wait_s = min(wait_s, RETRY_AFTER_S_MAX)
+        headers.append((b"retry-after", str(max(1, math.ceil(wait_s))).encode()))
+    if isinstance(error, SpendLimitError):
+        # OpenAI's clients try a 429 again by themselves unless they are told not to.
+        headers.append((b"x-should-retry", b"false"))
     if isinstance(error, RateLimitedError):
         headers += limit_headers(error.state)
     if isinstance(error, NotReplayableError):

@@ -22,6 +22,7 @@ def readyz(services: Services) -> Response[dict[str, Any]]:
         "ready": services.keys.fresh and services.prices.loaded and not services.stopping.is_set(),
         "keys_fresh": services.keys.fresh,
         "prices_loaded": services.prices.loaded,
+        "limits_shared": not services.limiter.alone,
         "stopping": services.stopping.is_set(),
         "workers": workers,
         "models": live,

@@ -83,10 +83,11 @@ class _Timings(msgspec.Struct, frozen=True):
 
 
 class _PromptProgress(msgspec.Struct, frozen=True):
-    """llama.cpp's prefill so far; `processed` includes `cache`."""
+    """llama.cpp's prefill so far; `processed` includes `cache`, `total` is the whole prompt."""
 
     cache: int = 0
     processed: int = 0
+    total: int = 0
 
 
 class EngineChunk(msgspec.Struct, frozen=True):
@@ -164,6 +165,7 @@ class Meter:
         self._exact: dict[int, int] = {}
         self._finish: dict[int, str] = {}
         self._prompt = 0
+        self._announced = 0
         self._cached = 0
         self._final_cached: int | None = None
         self._final_completion: int | None = None
@@ -177,6 +179,7 @@ class Meter:
                 self._finish[choice.index] = choice.finish_reason
         if (progress := chunk.prompt_progress) is not None:
             self._saw_prompt(progress.processed, progress.cache)
+            self._announced = max(self._announced, progress.total)
         elif (timings := chunk.timings) is not None and chunk.choices:
             self._saw_prompt(timings.cache_n + timings.prompt_n, timings.cache_n)
             self._saw_completion(chunk.choices, timings.predicted_n)
@@ -208,6 +211,11 @@ class Meter:
     def _saw_completion(self, choices: Iterable[_Choice], completion: int) -> None:
         for choice in choices:
             self._exact[choice.index] = max(self._exact.get(choice.index, 0), completion)
+
+    @property
+    def over_prompt(self) -> bool:
+        """Whether the prompt is longer than the ticket pays for, as soon as the engine knows its length."""
+        return max(self._prompt, self._announced) > self._prompt_max
 
     @property
     def usage(self) -> TokenUsage:

@@ -88,6 +88,13 @@ class Ending(msgspec.Struct, frozen=True):
     ended: dt.datetime
 
 
+class OverPromptError(EngineError):
+    """The engine counts more prompt tokens than the ticket pays for."""
+
+    code = "over_prompt"
+    transient = False
+
+
 class _InterruptedError(Exception):
     """The job must stop now; `reason` is a failure's code or `ABANDONED`."""
 
@@ -175,6 +182,8 @@ class Exchange:
         _log.warning("engine_broke_job", job_id=str(self._job.ticket.job_id), reason=_loggable(error))
         if isinstance(error, EngineRefusedError):
             self._refusal = refusals.engine_refusal(error.status, error.body, error.retry_after)
+        elif isinstance(error, OverPromptError):
+            self._refusal = refusals.OVER_PROMPT
         elif isinstance(error, EngineUnavailableError):
             self._refusal = refusals.ENGINE_UNAVAILABLE
 
@@ -195,6 +204,10 @@ class Exchange:
                 chunk = read_chunk(payload)
                 self._meter.add(chunk)
                 self._sink.add(chunk, payload, event)
+            # With llama.cpp this is after the first slice of the prefill. An engine that counts only with its tokens
+            # has done the work already: it is paid for what the ticket allows.
+            if self._meter.over_prompt and not self._meter.usage.completion and not self._head_sent:
+                raise OverPromptError
             if done:
                 await self._finish(send)
             else:

@@ -64,6 +64,9 @@ EXPIRED_TICKET = _forbidden("ticket_expired", "the ticket has expired")
 FOREIGN_TICKET = _forbidden("ticket_foreign", "the ticket is for another network or stake")
 OTHER_REQUEST = _forbidden("ticket_mismatch", "the ticket is for another request")
 NO_ALLOWANCE = _forbidden("ticket_exhausted", "the ticket allows no completion tokens for this many choices")
+OVER_PROMPT = _invalid(
+    "the prompt is longer than the request's bound allows", code="context_length_exceeded", param="messages"
+)
 REPLAYED = Refusal(409, "ticket_replayed", "invalid_request_error", "this attempt was already made")
 REPLAY_FULL = _unavailable("replay_set_full", "the worker cannot remember more tickets")
 RECEIPTS_FULL = _unavailable("receipts_full", "the worker cannot keep more receipts")

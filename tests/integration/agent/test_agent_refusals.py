@@ -9,10 +9,10 @@ import pytest
 from cocoon import hop
 from cocoon.clock import SystemClock, system_random
 from cocoon.ids import new_job_id
-from cocoon.ticket import seal_ticket
+from cocoon.ticket import seal_ticket, ticket_key
 from tests.integration.agent.conftest import Launch
 from tests.integration.agent.fake_engine import FakeEngine, Script
-from tests.integration.agent.fake_gateway import GLOBAL_ID, Answer, FakeGateway, Peer, read_answer, until
+from tests.integration.agent.fake_gateway import GLOBAL_ID, SECRET, Answer, FakeGateway, Peer, read_answer, until
 from tests.signing_values import Operator
 
 BODY = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -31,6 +31,8 @@ async def test_only_an_authentic_ticket_for_exactly_this_job_is_served(peer: Pee
     assert _refused(await peer.post(RAW, "not a ticket"), 401, "ticket_invalid")
     assert _refused(await peer.post(RAW, sealed[:-4] + "AAAA"), 401, "ticket_invalid")
     assert _refused(await peer.post(RAW, seal_ticket(b"k" * 32, good)), 401, "ticket_invalid")
+    # A ticket of the same network for another worker's keyset.
+    assert _refused(await peer.post(RAW, seal_ticket(ticket_key(SECRET, b"o" * 32), good)), 401, "ticket_invalid")
     # One bit more allowance, under the old MAC.
     raised = bytearray(sealed.encode())
     raised[90] ^= 1

@@ -250,3 +250,27 @@ async def test_a_job_whose_receipt_might_find_no_room_is_refused(monkeypatch: py
     assert bench.statuses == [503]
     assert b'"receipts_full"' in bench.sent[1]["body"]
     assert await bench.kept() == []
+
+
+def _prefill(processed: int, total: int) -> bytes:
+    made = chunk(prompt_progress={"processed": processed, "cache": 0, "total": total})
+    return b"data: " + made + b"\n\n"
+
+
+async def test_a_prompt_longer_than_its_ticket_is_stopped_at_the_first_slice_of_its_prefill() -> None:
+    engine = StubEngine(_prefill(64, 101), TOKEN, END)
+    bench = Bench(engine)
+    await bench.run(_never)
+    assert bench.statuses == [400]
+    error = msgspec.json.decode(bench.sent[-1]["body"])["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert engine.generation.aborted == 1
+    # Nothing was given, so nothing is claimed.
+    assert await bench.kept() == []
+
+
+async def test_a_prompt_as_long_as_its_ticket_is_answered() -> None:
+    bench = Bench(StubEngine(_prefill(64, 100), TOKEN, END))
+    await bench.run(_never)
+    assert bench.statuses == [200]
+    await bench.store.aclose()

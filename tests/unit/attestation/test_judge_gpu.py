@@ -7,6 +7,7 @@ import pytest
 
 from attestation.evidence import GPUDevice, GPUEvidence
 from attestation.findings import Code
+from attestation.nvidia import gpu
 from attestation.nvidia.gpu import evidence_digest
 from attestation.nvidia.report import parse_report
 from attestation.simulation.gpu import Firmware
@@ -159,8 +160,15 @@ def test_another_architecture_than_the_policy_lists_is_refused() -> None:
     good = device(shown.tee, shown)
 
     assert with_gpus(shown, replace(good, architecture="BLACKWELL")).refusal() == Code.GPU_ARCHITECTURE
-    both = shown.under(('architectures = ["HOPPER"]', 'architectures = ["HOPPER", "BLACKWELL"]'))
-    assert with_gpus(both, replace(good, architecture="BLACKWELL")).refusal() == Code.GPU_ARCHITECTURE
+
+
+def test_a_gpu_that_claims_to_be_of_another_architecture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_PRODUCTS", {"HOPPER": ("GH100",), "NEXT": ("GX100",)})
+    shown = scene().under(('architectures = ["HOPPER"]', 'architectures = ["HOPPER", "NEXT"]'))
+    good = device(shown.tee, shown)
+
+    assert with_gpus(shown, good).verdict().accepted
+    assert with_gpus(shown, replace(good, architecture="NEXT")).refusal() == Code.GPU_ARCHITECTURE
 
 
 def test_an_altered_manifest_is_refused() -> None:

@@ -84,6 +84,27 @@ def test_what_is_not_text_counts_as_the_whole_context(part: dict[str, object]) -
     assert bound(parse_chat(body), body, OFFER).prompt == 4096
 
 
+@pytest.mark.parametrize("name", ["audio", "image", "images", "video", "videos", "file", "files"])
+@pytest.mark.parametrize("value", [{"id": "audio_1"}, ["aGk="], "https://example.org/a"])
+def test_what_a_message_carries_beside_its_content_counts_as_the_whole_context(name: str, value: object) -> None:
+    body = chat(messages=[{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, name: value}])
+    assert bound(parse_chat(body), body, OFFER).prompt == 4096
+    for nothing in (None, []):
+        body = chat(messages=[{"role": "user", "content": "hi", name: nothing}])
+        assert bound(parse_chat(body), body, OFFER).prompt == len(body) + 16 + 64
+
+
+def test_content_after_white_space_is_still_looked_into() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content": \n\t [ {"type":"input_audio"} ] }]}'
+    assert bound(parse_chat(body), body, OFFER).prompt == 4096
+
+
+def test_tools_are_counted_by_their_bytes() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "description": "x" * 500}}]
+    body = chat(tools=tools)
+    assert bound(parse_chat(body), body, OFFER).prompt == len(body) + 16 + 64
+
+
 def test_content_of_an_impossible_type_is_refused() -> None:
     body = chat(messages=[{"role": "user", "content": 5}])
     with pytest.raises(InvalidRequestError) as caught:

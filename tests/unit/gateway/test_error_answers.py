@@ -16,7 +16,7 @@ from cocoon.errors import CocoonError
 from gateway.errors import InvalidRequestError, UpstreamRefusedError
 from gateway.http.errors import STATUS, error_answer, error_event
 from gateway.idempotency import NotReplayableError
-from gateway.limits import LimitState, LimitWindow, RateLimitedError
+from gateway.limits import LimitState, LimitWindow, RateLimitedError, SpendLimitError
 from workers.errors import WorkersBusyError
 
 INTERNAL = {
@@ -29,8 +29,12 @@ INTERNAL = {
     "DuplicateRecordError", "HoldClosedError", "RecordRefusedError", "UnknownCustomerError",
     # Between the journal and its leases; the settler and the recovery judge them.
     "LeaseActiveError", "LeaseExhaustedError", "LeaseLostError",
+    # Between the limiter and what it asks; a request is told in the limiter's own words.
+    "SlicesUnavailableError", "SpendUnavailableError",
     # Start-up and commands; the gateway does not serve then.
     "MigrationError", "NotSuspendedError", "SettingsError",
+    # Between the gateway and the receivers of alerts.
+    "WebhookAddressError", "WebhookFailedError",
 }  # fmt: skip
 SECRET = "/srv/secret.py line 7"
 
@@ -51,8 +55,9 @@ def error_classes() -> set[type[CocoonError]]:
 
 
 def made(cls: type[CocoonError]) -> CocoonError:
-    if cls is RateLimitedError:
-        return RateLimitedError(retry_after_s=1.2, scope="tokens", state=LimitState(tokens=LimitWindow(5, 0, 12.0)))
+    if issubclass(cls, RateLimitedError):
+        state = LimitState(tokens=LimitWindow(5, 0, 12.0))
+        return cls("The key's limit is reached.", retry_after_s=1.2, scope="tokens", state=state)
     if issubclass(cls, UpstreamRefusedError):
         return UpstreamRefusedError(400, b"{}")
     if issubclass(cls, WorkersBusyError):
@@ -121,3 +126,15 @@ def test_an_engines_refusal_keeps_its_words_in_our_shape(status: int, body: byte
     error = json.loads(answer.body)["error"]
     assert answer.status == (status if status in {400, 404, 413, 415, 422} else 400)
     assert (error["message"], error["code"]) == shown
+
+
+def test_who_has_spent_all_is_told_to_come_back_when_the_period_is_over_and_clients_do_not_try_by_themselves() -> None:
+    state = LimitState()
+    answer = error_answer(SpendLimitError("spent", retry_after_s=86_399.2, scope="spend_day", state=state))
+
+    assert answer.status == 429
+    error = json.loads(answer.body)["error"]
+    assert (error["type"], error["code"]) == ("insufficient_quota", "insufficient_quota")
+    headers = dict(answer.headers)
+    assert headers[b"retry-after"] == b"86400"
+    assert headers[b"x-should-retry"] == b"false"

@@ -43,6 +43,8 @@ def check(walk: Walked) -> None:
         owed = PRICE.numerator(walk.ledger.settlements[0].usage) // 10**6
     assert walk.spent == owed
     assert len(walk.limiter.released) == walk.limiter.given
+    assert walk.limiter.settled == min(len(walk.ledger.settlements), 1), "a limit on spend would never come back"
+    assert sum(walk.limiter.charged) >= walk.spent
     assert [member.load.in_flight for member in walk.registry.members()] == [0, 0]
     assert all(answer.closed for answer in walk.transport.opened)
     # Only what could not be told to the client comes out of the walk.

@@ -18,9 +18,8 @@ from cli.gateway import KILL_MARGIN_S
 from cocoon.clock import ManualClock
 from cocoon.ids import new_job_id
 from cocoon.money import Amount
-from gateway import idempotency, stopping
+from gateway import idempotency, limiter, stopping
 from gateway.live import LiveExchanges
-from gateway.redis import limiter
 from gateway.services import Services
 from gateway.settle import Settler
 from gateway.stopping import graceful_stop
@@ -33,7 +32,7 @@ TRACES_S = 2
 def test_everything_that_a_process_waits_for_at_its_end_fits_before_it_is_killed() -> None:
     waits = [
         2 * stopping.EXCHANGES_S_MAX, stopping.SETTLE_S_MAX, postgres_ledger.DRAIN_S_MAX, pool.CLOSE_TIMEOUT_S,
-        limiter.CORRECTION_TIMEOUT_S, TRACES_S, idempotency.CLOSE_S_MAX,
+        limiter.CLOSE_S_MAX, TRACES_S, idempotency.CLOSE_S_MAX,
     ]  # fmt: skip
     assert sum(waits) <= KILL_MARGIN_S
 

@@ -23,7 +23,7 @@ from gateway.attempts import Attempts
 from gateway.auth import KeyRecord, KeyTable, Principal
 from gateway.client import ClientGoneError, Headers, Limits
 from gateway.idempotency import Claim, Ended, Idempotency
-from gateway.limits import LimitState, Permit
+from gateway.limits import LimitState
 from gateway.outcomes import Recording, Turn
 from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
@@ -39,7 +39,7 @@ from workers.transport import Batch, End, Job
 
 KEY = b"sk-cocoon-" + b"k" * 43
 MODEL = "m"
-PRINCIPAL = Principal(key_id=uuid.UUID(int=1), customer_id=uuid.UUID(int=2), name="test")
+PRINCIPAL = Principal(key_id=uuid.UUID(int=1), customer_id=uuid.UUID(int=2), name="test", spend_day_nano_max=10**15)
 PRICE = Price(version=1, prompt=1_000_000, cached=0, completion=1_000_000)
 CREDIT = 10**6
 WHOLE = TokenUsage(prompt=10, completion=5)
@@ -242,19 +242,36 @@ class SteppedLedger(InMemoryLedger):
         return await super().settle(settlement)
 
 
+class SteppedPermit:
+    """Notes what it was told."""
+
+    def __init__(self, limiter: "SteppedLimiter") -> None:
+        self.state = LimitState()
+        self._limiter = limiter
+
+    def release(self, tokens_used: int, charge_nano: int = 0) -> None:
+        self._limiter.released.append(tokens_used)
+        self._limiter.charged.append(charge_nano)
+
+    def settled(self) -> None:
+        self._limiter.settled += 1
+
+
 class SteppedLimiter:
     """Counts permits."""
 
     def __init__(self, steps: Steps) -> None:
         self.released: list[int] = []
+        self.charged: list[int] = []
         self.given = 0
+        self.settled = 0
         self._steps = steps
 
-    async def acquire(self, key_id: uuid.UUID, **_: Any) -> Permit:
-        del key_id
+    async def acquire(self, principal: Principal, **_: Any) -> SteppedPermit:
+        del principal
         await self._steps.step("limit")
         self.given += 1
-        return Permit(LimitState(), self.released.append)
+        return SteppedPermit(self)
 
 
 async def _nowhere(claims: object) -> None:
