@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Self, TypeVar
 
+import msgspec
 import structlog
 
 from billing import ledger
@@ -58,6 +59,25 @@ DRAIN_S_MAX = 4.0
 Answer = TypeVar("Answer")
 
 log = structlog.get_logger()
+
+
+class LedgerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One process's journal and leases, for who operates it. The counts of rows are since the process began."""
+
+    rows_waiting: int
+    rows_room: int
+    """Requests that can still be admitted before the journal is full."""
+    waiting_s: float
+    """How long rows have been waiting without an answer of the store."""
+    flush_ms: float
+    """The last flush, resending included."""
+    rows_flushed: int
+    rows_quarantined: int
+    """Rows that cannot be charged: each is in `refused_usage`."""
+    resends: int
+    """Batches sent again because the store had not answered."""
+    holds: int
+    leases: int
 
 
 class _State(enum.Enum):
@@ -105,6 +125,9 @@ class LeasedLedger:
         self._journal: Lane[JournalRow, Posted] = Lane(
             "journal", self._flush, batch_max=ROWS_MAX, queue_max=JOURNAL_ROWS_MAX, linger_s=linger_s
         )
+        self._waiting_since = 0.0
+        self._flush_s = 0.0
+        self._flushed = self._quarantined = self._resends = 0
         self._wake = asyncio.Event()
         self._admits = False
         self._returning = False
@@ -141,6 +164,22 @@ class LeasedLedger:
     def backlog(self) -> int:
         """Rows that are not durable yet."""
         return len(self._rows)
+
+    @property
+    def facts(self) -> LedgerFacts:
+        """How the process stands; costs nothing until it is asked."""
+        rows = len(self._rows)
+        return LedgerFacts(
+            rows_waiting=rows,
+            rows_room=max(0, JOURNAL_ROWS_MAX - rows - len(self._jobs)),
+            waiting_s=self._clock.monotonic() - self._waiting_since if rows else 0.0,
+            flush_ms=1000 * self._flush_s,
+            rows_flushed=self._flushed,
+            rows_quarantined=self._quarantined,
+            resends=self._resends,
+            holds=len(self._jobs),
+            leases=sum(1 for purse in self._book.purses.values() if purse.lease is not None),
+        )
 
     # The port
 
@@ -194,6 +233,8 @@ class LeasedLedger:
         if answer is None:
             raise LedgerUnavailableError("the usage journal is full or closed")
         job.settlement, job.answer = settlement, answer
+        if not self._rows:
+            self._waiting_since = self._clock.monotonic()
         self._rows[settlement.job_id.int, settlement.attempt] = job
         job.bound = settlement.charge_max.nano
         lease.journaled += job.bound
@@ -303,16 +344,21 @@ class LeasedLedger:
     # The journal
 
     async def _flush(self, rows: Sequence[JournalRow]) -> list[Posted | BillingError]:
+        sent = self._clock.monotonic()
         try:
             answers = await self._resent("journal", lambda: self._store.flush(rows))
         except BillingError as error:
             if len(rows) > 1:
                 raise  # the lane halves the group until the one that cannot be sent stands alone
             answers = list[Posted | BillingError]([error])
+        self._waiting_since = self._clock.monotonic()
+        self._flush_s = self._waiting_since - sent
+        self._flushed += len(rows)
         for row, answer in zip(rows, answers, strict=True):
             job = self._rows.pop((row.settlement.job_id.int, row.settlement.attempt))
             job.lease.journaled -= job.bound
             if isinstance(answer, BillingError):
+                self._quarantined += 1
                 log.error("usage_row_quarantined", job_id=str(row.settlement.job_id), code=answer.code)
             else:
                 job.lease.amount -= answer.charge.nano
@@ -329,6 +375,7 @@ class LeasedLedger:
             except BillingError as error:
                 if not error.transient:
                     raise
+                self._resends += 1
                 log.info("ledger_batch_resent", lane=name, error=error.code)
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RESEND_S_MAX)

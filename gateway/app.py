@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Self, cast
 
+import msgspec
 import structlog
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
@@ -74,6 +75,9 @@ SWEEP_S = 5.0
 """How often each process looks for holds past their time."""
 SWEEP_HOLDS_MAX = 500
 PARTITIONS_S = 3600.0
+REPORT_S = 10.0
+STALLED_S = 1.0
+"""A row is flushed within 50 ms; one that has waited for this long has no database."""
 LEASE_MARGIN_PART = 0.1
 """Of a lease's time to live: how much earlier than the database this process considers it over."""
 GC_THRESHOLDS = (10_000, 20, 50)
@@ -197,6 +201,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         background.start("prices", lambda: prices.keep_fresh(lambda: load_price_book(pool)))
         background.start("limits", limiter.run)
         background.start("sweep", lambda: _sweep(ledger))
+        background.start("report", lambda: _report(ledger))
         background.start("alerts", AlertSender(pool, settings.alerts, clock, rng).run)
         background.start("partitions", lambda: _keep_partitions(pool))
         yield services
@@ -289,6 +294,23 @@ async def _sweep(ledger: Ledger) -> None:
             if expired:
                 log.info("holds_expired", count=expired)
         await asyncio.sleep(SWEEP_S)
+
+
+async def _report(ledger: LeasedLedger) -> None:
+    """Say how journal and leases stand, while anything happens; a journal that waits is a warning."""
+    reported = ledger.facts
+    while True:
+        await asyncio.sleep(REPORT_S)
+        facts = ledger.facts
+        if facts.waiting_s > STALLED_S:
+            log.warning("journal_stalled", **msgspec.structs.asdict(facts))
+        elif (facts.rows_flushed, facts.leases, facts.holds) != (
+            reported.rows_flushed,
+            reported.leases,
+            reported.holds,
+        ):
+            log.info("ledger_reported", **msgspec.structs.asdict(facts))
+        reported = facts
 
 
 async def _keep_partitions(pool: Pool) -> None:

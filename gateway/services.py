@@ -2,7 +2,7 @@
 
 import asyncio
 
-from billing.ports import Ledger
+from billing.leases import LeasedLedger
 from billing.postgres.account import Accounts
 from billing.postgres.pool import Pool
 from cocoon.clock import Clock
@@ -24,10 +24,10 @@ class Services:
     """One process's parts; plain attributes, no behaviour."""
 
     def __init__(
-        self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: Ledger, accounts: Accounts,
-        registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus, tokens: HeartbeatTokens,
-        settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler, signer: BatchSigner,
-        pool: Pool,
+        self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: LeasedLedger,
+        accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
+        tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler,
+        signer: BatchSigner, pool: Pool,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock

@@ -145,6 +145,8 @@ class AccountView:
         """
         as_csv = wants_csv(request, shape)
         last = end or self._services.clock.now().date()
+        if last.year < _YEAR_MIN:
+            raise InvalidRequestError("Nothing was used that long ago.", param="end")
         first = start or last - dt.timedelta(days=USAGE_DAYS_DEFAULT - 1)
         if first > last or (last - first).days >= USAGE_DAYS_MAX:
             raise InvalidRequestError(

@@ -28,6 +28,8 @@ from gateway.postgres.keys import KeySpec, KeyStore, Reach
 from gateway.postgres.organisations import Organisations
 from gateway.services import Services
 
+_EXPIRY_YEAR_MAX = 2999
+"""Far from what dates can say in every time zone."""
 _NO_STORE = {"cache-control": "no-store"}
 Item = TypeVar("Item")
 
@@ -69,6 +71,8 @@ class Administration:
         """A new key with its secret."""
         if asked.expires_at is not None and asked.expires_at <= self._services.clock.now():
             raise InvalidRequestError("expires_at lies in the past.", param="expires_at")
+        if asked.expires_at is not None and asked.expires_at.year > _EXPIRY_YEAR_MAX:
+            raise InvalidRequestError("expires_at lies too far ahead; leave it out instead.", param="expires_at")
         role, admin = (asked.role, asked.organisation_admin) if isinstance(asked, CreateKey) else (Role.CUSTOMER, False)
         if admin and role is not Role.CUSTOMER:
             raise InvalidRequestError("Only a customer's key manages its organisation.", param="organisation_admin")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 from litestar import Response, get
 
 from gateway.services import Services
@@ -27,5 +28,6 @@ def readyz(services: Services) -> Response[dict[str, Any]]:
         "workers": workers,
         "models": live,
         "unsettled": services.settler.pending,
+        "ledger": msgspec.structs.asdict(services.ledger.facts),
     }
     return Response(facts, status_code=200 if facts["ready"] else 503)

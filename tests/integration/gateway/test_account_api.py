@@ -59,7 +59,12 @@ async def test_usage_names_day_model_key_and_project_in_json_and_csv(gateway: St
         ]  # fmt: skip
         browser = {"accept": "text/html,text/csv,application/json;q=0.9,*/*;q=0.8"}
         assert (await client.get("/v1/account/usage", headers=browser)).json() == answer
-        for bad in ({"format": "xml"}, {"start": "yesterday"}, {"start": "2026-01-01", "end": "2026-12-31"}):
+        for bad in (
+            {"format": "xml"},
+            {"start": "yesterday"},
+            {"end": "0001-01-05"},
+            {"start": "2026-01-01", "end": "2026-12-31"},
+        ):
             refused = await client.get("/v1/account/usage", params=bad)
             assert refused.status_code == 400
             assert set(refused.json()["error"]) == {"message", "type", "param", "code"}

@@ -77,6 +77,9 @@ async def test_an_admin_makes_an_organisation_its_projects_and_keys(gateway: Sta
         [listed] = (await client.get(f"{base}/keys")).json()["data"]
         assert listed == {name: value for name, value in key.items() if name != "secret"}
         assert [p["name"] for p in (await client.get(f"{base}/projects")).json()["data"]] == ["default", "chat"]
+        for moment in ("2020-01-01T00:00:00Z", "9999-12-31T23:59:59-23:00", "2998-01-01T00:00:00", "soon"):
+            answer = await client.post(f"{base}/keys", json={"name": "timed", "expires_at": moment})
+            assert answer.status_code == 400, answer.text
         await gateway.until_known(key["secret"])
         async with gateway.client(key["secret"]) as app:
             assert (await app.get("/v1/account/balance")).json()["available_nano"] == 0

@@ -213,3 +213,14 @@ async def test_a_lying_engine_is_charged_at_most_what_was_authorised(stack: Stac
     assert row["completion_tokens"] == 7
     assert row["prompt_tokens"] < 1000
     await stack.check_books()
+
+
+async def test_readiness_shows_the_journal_and_the_leases(gateway: Stack) -> None:
+    async with gateway.client() as client:
+        assert (await client.post("/v1/chat/completions", json=chat())).status_code == 200
+        answer = await gateway.until_true(
+            lambda: client.get("/readyz"), lambda answer: answer.json()["ledger"]["rows_flushed"] == 1
+        )
+    facts = answer.json()["ledger"]
+    assert (facts["rows_waiting"], facts["rows_quarantined"], facts["holds"]) == (0, 0, 0)
+    assert facts["flush_ms"] > 0

@@ -218,3 +218,27 @@ async def test_a_dead_holder_makes_a_refusal_late_but_certain(store: WatchedLeas
             await ledger.hold(hold_request(customer, 1))
         clock.advance(61)
         assert await store.sweep(10, 900) == 2
+
+
+async def test_the_facts_show_a_journal_that_waits_and_what_became_of_its_rows(
+    ledger: LeasedLedger, store: WatchedLeases, clock: ManualClock
+) -> None:
+    customer = uuid.uuid4()
+    await store.deposit(job_id(), customer, Amount(10**6))
+    requests = [hold_request(customer, 20_000) for _ in range(3)]
+    for request in requests:
+        await ledger.hold(request)
+    facts = ledger.facts
+    assert (facts.holds, facts.leases, facts.rows_waiting, facts.waiting_s) == (3, 1, 0, 0.0)
+    store.away = True
+    settling = asyncio.ensure_future(ledger.settle(settlement(requests[0].job_id, customer)))
+    await until(lambda: ledger.facts.resends > 0)
+    clock.advance(7)
+    facts = ledger.facts
+    assert (facts.rows_waiting, facts.waiting_s, facts.rows_flushed) == (1, 7.0, 0)
+    assert facts.rows_room == module.JOURNAL_ROWS_MAX - 3
+    store.away = False
+    await settling
+    facts = ledger.facts
+    assert (facts.rows_waiting, facts.waiting_s, facts.flush_ms) == (0, 0.0, 7000.0)
+    assert (facts.rows_flushed, facts.rows_quarantined, facts.holds) == (1, 0, 2)
