@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger lock clean
+.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger bench-limits lock clean
 
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev
@@ -55,6 +55,9 @@ bench: $(STAMP) .venv-bench/.installed  ## the relay beside its peers (needs wrk
 bench-ledger: $(STAMP)   ## money on an embedded PostgreSQL with fsync on; then a month of COCOON_MONTH_ROWS rows (7 GB)
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.month --rows $${COCOON_MONTH_ROWS:-10000000}
+
+bench-limits: $(STAMP)   ## what limits cost a request, and an exchange of slices with an embedded Redis
+	$(BIN)/python -m benchmarks.limits
 
 # Peers live apart: what they depend on is not ours.
 .venv-bench/.installed: requirements-bench.lock

@@ -207,8 +207,6 @@ class Pipeline:
             case Money.SETTLE:
                 settlement = end = _settlement(walk, usage, self._clock)
                 self._settler.submit(end, lambda posted: self._settled(walk, end, posted, ended))
-                if attempt is not None and usage != (claimed := attempt.reported()) and attempt.worker_id is not None:
-                    self._over_claims.note(settlement, claimed)
             case Money.VOID:
                 assert walk.principal is not None, "somebody was admitted"
                 self._settler.submit_void(walk.job_id, walk.principal.customer_id)
@@ -217,6 +215,8 @@ class Pipeline:
         _release(walk, usage, settlement)
         if attempt is not None:
             attempt.finish(exchange.state)
+            if settlement is not None and attempt.worker_id is not None and usage != (claimed := attempt.reported()):
+                self._over_claims.note(settlement, claimed)
         if exchange.money is not Money.SETTLE:
             if walk.turn is not None:
                 self._idempotency.forget(walk.turn)

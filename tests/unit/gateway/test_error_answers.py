@@ -33,6 +33,8 @@ INTERNAL = {
     "SlicesUnavailableError", "SpendUnavailableError",
     # Start-up and commands; the gateway does not serve then.
     "MigrationError", "NotSuspendedError", "SettingsError",
+    # Of sealed requests, which only clients and agents open.
+    "ReplayedError", "UnopenableError",
     # Between the gateway and the receivers of alerts.
     "WebhookAddressError", "WebhookFailedError",
 }  # fmt: skip
