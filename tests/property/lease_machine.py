@@ -173,7 +173,8 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def _judge(self, promise: Promise, end: Settlement, state: str, answer: object) -> None:
         if promise.posted is not None:
-            assert answer == promise.posted or (promise.contested and isinstance(answer, TransferConflictError))
+            refused = promise.contested and isinstance(answer, TransferConflictError | HoldClosedError)
+            assert answer == promise.posted or refused
         elif not promise.open:
             # Refused before, for good; by the same process also as another body than the one that was refused.
             assert isinstance(answer, HoldClosedError | LeaseLostError | TransferConflictError), repr(answer)
@@ -199,7 +200,7 @@ class LeaseMachine(RuleBasedStateMachine):
         promise = posted[pick % len(posted)]
         assert promise.ended is not None
         again = self.thread.run(answered(self._network.processes[number].ledger.settle(promise.ended)))
-        if promise.contested and isinstance(again, TransferConflictError):
+        if promise.contested and isinstance(again, TransferConflictError | HoldClosedError):
             return  # the process has ended this job itself, and was not heard in time
         assert again == promise.posted
 
