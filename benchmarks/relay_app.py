@@ -1,7 +1,7 @@
 """The gateway's own pipeline with its books in memory: what the relay costs without its database.
 
-Authentication, admission, limits, routing, relay, metering and settlement all run; only the ledger's rows and the
-key table live in this process. Started by `benchmarks.relay`, never by a user.
+Authentication, admission from credit leases, limits, routing, relay, metering, settlement and the usage journal all
+run; only what Postgres would hold lives in this process. Started by `benchmarks.relay`, never by a user.
 """
 
 import asyncio
@@ -15,7 +15,9 @@ from typing import cast
 
 from litestar import Litestar
 
-from billing.memory import InMemoryLedger
+from billing.lease_book import LeaseTerms
+from billing.leases import LeasedLedger
+from billing.memory_leases import InMemoryLeases
 from billing.pricing import ModelOffer, PriceBook
 from cocoon.clock import SystemClock
 from cocoon.ids import new_job_id
@@ -62,10 +64,13 @@ async def _open(settings: Settings) -> AsyncGenerator[Services]:
         upstream(name=u.name, url=u.url, models=u.models, context_tokens=u.context_tokens, capacity=u.capacity)
         for u in settings.upstreams
     )
-    ledger = InMemoryLedger(clock)
-    await ledger.deposit(new_job_id(clock, rng), principal.customer_id, Amount(10**17))
+    store = InMemoryLeases(clock)
+    await store.deposit(new_job_id(clock, rng), principal.customer_id, Amount(10**17))
     limits = Limits(first_byte_s=120, idle_s=60, request_s_max=600, keep_alive_s=10, exchanges_max=4096)
-    async with Settler(ledger, clock) as settler:
+    async with (
+        LeasedLedger(store, store, clock, rng, holder="benchmark", terms=LeaseTerms()) as ledger,
+        Settler(ledger, clock, ledger) as settler,
+    ):
         attempts = Attempts(
             Router(registry, clock, rng), Transport(clock, allow_private=False), RetryBudget(clock), clock,
             network_secret=bytes(32), global_id=-3, request_s_max=600,

@@ -82,7 +82,7 @@ class LeaseAnswer(msgspec.Struct, frozen=True, kw_only=True):
     alone: bool = False
 
 
-class JournalRow(msgspec.Struct, frozen=True, kw_only=True):
+class JournalRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A settlement and the lease that pays for it.
 
     `fence` is the holder's proof; None is a late claim by somebody else (a recovered receipt), which is paid only out

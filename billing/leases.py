@@ -118,9 +118,10 @@ class LeasedLedger:
         self._holder = holder
         self._terms = terms or LeaseTerms()
         self._book = LeaseBook(holder, self._terms, lambda: new_job_id(clock, rng), self._reserve)
-        self._jobs: dict[uuid.UUID, _Job] = {}
-        self._closed: dict[uuid.UUID, _Job] = {}
-        self._rows: dict[tuple[uuid.UUID, int], _Job] = {}
+        # By the job's id as an integer: hashing a UUID is a call of Python code, and there are many.
+        self._jobs: dict[int, _Job] = {}
+        self._closed: dict[int, _Job] = {}
+        self._rows: dict[tuple[int, int], _Job] = {}
         self._journal: Lane[JournalRow, Posted] = Lane(
             "journal", self._flush, batch_max=ROWS_MAX, queue_max=JOURNAL_ROWS_MAX, linger_s=linger_s
         )
@@ -184,7 +185,7 @@ class LeasedLedger:
 
     async def hold(self, request: HoldRequest) -> Hold:
         """See `Ledger.hold`. No I/O while the lease is warm."""
-        known = self._jobs.get(request.job_id) or self._closed.get(request.job_id)
+        known = self._jobs.get(request.job_id.int) or self._closed.get(request.job_id.int)
         if known is not None:
             return _held_again(known, request)
         ledger.require_sound_hold(request)
@@ -204,37 +205,50 @@ class LeasedLedger:
 
     async def settle(self, settlement: Settlement) -> Posted:
         """See `Ledger.settle`. Returns when the row is durable, however long the store is away."""
-        ledger.require_sound_settlement(settlement)
-        job = self._jobs.get(settlement.job_id)
-        if job is None:
-            job = self._closed.get(settlement.job_id) or self._rows.get((settlement.job_id, settlement.attempt))
+        if settlement.job_id.int not in self._jobs:
+            ledger.require_sound_settlement(settlement)
+            job = self._closed.get(settlement.job_id.int) or self._rows.get((settlement.job_id.int, settlement.attempt))
             if job is None:
                 return await self._settled_before(settlement)
             return await _settled_again(job, settlement)
+        answer = self.submit(settlement)
+        # Nobody may be left to hear of a failure; it was logged.
+        answer.add_done_callback(_retrieve)
+        return await asyncio.shield(answer)
+
+    def submit(self, settlement: Settlement) -> "asyncio.Future[Posted]":
+        """Take a settlement into the journal at once; the future is done when its row is durable. Do not cancel it.
+
+        Raises:
+            HoldClosedError: no hold of it is open here; `settle` knows more.
+            TransferConflictError, MalformedError, LedgerUnavailableError: as `settle`.
+        """
+        ledger.require_sound_settlement(settlement)
+        job = self._jobs.get(settlement.job_id.int)
+        if job is None:
+            raise HoldClosedError
         ledger.require_covered(settlement, job.hold)
         lease = job.lease
         answer = self._journal.submit(JournalRow(settlement=settlement, lease_id=lease.lease_id, fence=lease.fence))
         if answer is None:
             raise LedgerUnavailableError("the usage journal is full or closed")
         job.settlement, job.answer = settlement, answer
-        # Nobody may be left to hear of a failure; it was logged.
-        answer.add_done_callback(_retrieve)
         if not self._rows:
             self._waiting_since = self._clock.monotonic()
-        self._rows[settlement.job_id, settlement.attempt] = job
+        self._rows[settlement.job_id.int, settlement.attempt] = job
         job.bound = settlement.charge_max.nano
         lease.journaled += job.bound
         self._close(job, _State.JOURNALED)
-        return await asyncio.shield(answer)
+        return answer
 
     async def void(self, job_id: uuid.UUID, customer_id: uuid.UUID) -> None:
         """See `Ledger.void`. No I/O: what this process does not remember, it never held or has ended."""
         job_day(job_id)
-        job = self._jobs.get(job_id)
+        job = self._jobs.get(job_id.int)
         if job is not None and job.hold.customer_id == customer_id:
             self._close(job, _State.RELEASED)
             return
-        job = self._closed.get(job_id)
+        job = self._closed.get(job_id.int)
         if job is None or job.hold.customer_id != customer_id:
             raise HoldClosedError
         if job.settlement is not None and job.settlement.outcome.chargeable:
@@ -281,7 +295,7 @@ class LeasedLedger:
             amount=request.amount_max if nano == request.amount_max.nano else Amount(nano, request.amount_max.asset),
             lease_id=lease.lease_id,
         )
-        self._jobs[request.job_id] = _Job(purse, lease, request, hold, now + request.ttl_s)
+        self._jobs[request.job_id.int] = _Job(purse, lease, request, hold, now + request.ttl_s)
         return hold
 
     async def _hold_after_change(self, key: PurseKey, request: HoldRequest, now: float) -> Hold:
@@ -294,7 +308,7 @@ class LeasedLedger:
         except (TimeoutError, asyncio.CancelledError) as error:
             # The answer may have come in the very turn in which the caller's patience ended.
             if answer.done() and not answer.cancelled() and answer.exception() is None:
-                self._close(self._jobs[request.job_id], _State.RELEASED)
+                self._close(self._jobs[request.job_id.int], _State.RELEASED)
             answer.cancel()
             if isinstance(error, TimeoutError):
                 raise LedgerUnavailableError("no credit could be leased in time") from None
@@ -304,8 +318,9 @@ class LeasedLedger:
         """The end of a hold: what it reserved is free again, less what is on its way to the store."""
         job.state = state
         job.lease.reserved -= job.hold.amount.nano
-        del self._jobs[job.hold.job_id]
-        self._closed[job.hold.job_id] = job
+        name = job.hold.job_id.int
+        del self._jobs[name]
+        self._closed[name] = job
         if len(self._closed) > CLOSED_MAX:
             del self._closed[next(iter(self._closed))]
         if job.purse.waiting:
@@ -340,7 +355,7 @@ class LeasedLedger:
         self._flush_s = self._waiting_since - sent
         self._flushed += len(rows)
         for row, answer in zip(rows, answers, strict=True):
-            job = self._rows.pop((row.settlement.job_id, row.settlement.attempt))
+            job = self._rows.pop((row.settlement.job_id.int, row.settlement.attempt))
             job.lease.journaled -= job.bound
             if isinstance(answer, BillingError):
                 self._quarantined += 1

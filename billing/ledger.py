@@ -38,7 +38,7 @@ from billing.ports import (
     TransferConflictError,
 )
 from cocoon.ids import job_day
-from cocoon.money import BASIS_POINTS, Amount, ceiling, charge_nano, share_nano
+from cocoon.money import BASIS_POINTS, Amount, charge_nano, share_nano
 
 HOLD_TTL_SECONDS_MAX = 24 * 3600
 ATTEMPT_MAX = 255
@@ -127,8 +127,10 @@ def require_sound_settlement(settlement: Settlement) -> dt.date:
         MalformedError: the job id is not a UUIDv7.
     """
     assert 0 <= settlement.attempt <= ATTEMPT_MAX, "an attempt is one byte"
-    moments = (settlement.started_at, settlement.first_token_at, settlement.ended_at)
-    assert all(moment is None or moment.tzinfo is not None for moment in moments), "records carry aware moments"
+    first = settlement.first_token_at
+    assert first is None or first.tzinfo is not None, "records carry aware moments"
+    assert settlement.started_at.tzinfo is not None, "records carry aware moments"
+    assert settlement.ended_at.tzinfo is not None, "records carry aware moments"
     return job_day(settlement.job_id)
 
 
@@ -155,7 +157,7 @@ def require_covered(settlement: Settlement, hold: Hold) -> None:
         raise TransferConflictError("the hold belongs to another customer or asset")
     # Against the charge rounded for itself, which is never below the cumulative one: the verdict must not depend on
     # what else the customer bought.
-    if ceiling(settlement.numerator, settlement.price.asset) > hold.amount:
+    if charge_nano(0, settlement.numerator) > hold.amount.nano:
         raise TransferConflictError("the charge exceeds the hold")
 
 

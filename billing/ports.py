@@ -68,7 +68,7 @@ class Outcome(enum.StrEnum):
         return self is not Outcome.BROKEN
 
 
-class HoldRequest(msgspec.Struct, frozen=True, kw_only=True):
+class HoldRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Reserve between `amount_min` and `amount_max`: the most that the customer can afford within them.
 
     `job_id` (UUIDv7) is the idempotency key. The hold expires `ttl_s` after the database's now.
@@ -81,7 +81,7 @@ class HoldRequest(msgspec.Struct, frozen=True, kw_only=True):
     ttl_s: int
 
 
-class Hold(msgspec.Struct, frozen=True, kw_only=True):
+class Hold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Reserved credit; `amount` lies within what was asked. `lease_id` names the credit lease it came from, if any."""
 
     job_id: uuid.UUID
@@ -90,7 +90,7 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     lease_id: uuid.UUID | None = None
 
 
-class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The end of a relayed attempt; its usage never costs more than the hold.
 
     `worker_id` None means an upstream without an agent: the whole charge is network revenue.
@@ -128,7 +128,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
         return self.price.worker_numerator(self.usage) if self.outcome.chargeable else 0
 
 
-class Posted(msgspec.Struct, frozen=True, kw_only=True):
+class Posted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a settlement moved."""
 
     charge: Amount

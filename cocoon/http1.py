@@ -7,6 +7,7 @@ It opens no socket itself: whoever owns the event loop connects it and decides a
 
 import asyncio
 import re
+import select
 from collections.abc import Iterable
 from typing import cast
 
@@ -63,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._complete = True
         self._paused = False
         self._keep_alive = False
+        self._news: select.poll | None = None
         self.idle_since = 0.0
         self.bytes_received = 0
 
@@ -79,6 +81,14 @@ class Connection(asyncio.Protocol):
         )
 
     @property
+    def silent(self) -> bool:
+        """Whether nothing has arrived that the loop has not told us yet: a close that came a moment ago, above all."""
+        if self._news is None:
+            self._news = select.poll()
+            self._news.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not self._news.poll(0)
+
+    @property
     def transport(self) -> asyncio.Transport:
         """The transport, for reading the peer's certificate."""
         assert self._transport is not None, "not connected"
@@ -87,7 +97,6 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes) -> None:
         """Write one whole request. The previous answer must be complete."""
         assert self.reusable, "one request at a time"
-        self._parser = httptools.HttpResponseParser(self)
         self._headers = {}
         self._head = None
         self._head_bytes = self._silent_bytes = 0
@@ -269,14 +278,12 @@ def request_bytes(method: bytes, target: bytes, headers: Iterable[tuple[bytes, b
     """
     if _UNSAFE_TARGET.search(target):
         raise HopError("a request target may not contain spaces or line breaks")
-    lines = [method + b" " + target + b" HTTP/1.1\r\n"]
+    lines = [method + b" " + target + b" HTTP/1.1"]
     for name, value in headers:
-        line = name + b": " + value
-        if _UNSAFE.search(line):
-            raise HopError("a header may not contain line breaks")
         if name.lower() in _FRAMING_HEADERS:
             raise HopError("the body's length is stated once")
-        lines.append(line + b"\r\n")
+        lines.append(name + b": " + value)
+    if _UNSAFE.search(b"".join(lines)):
+        raise HopError("a header may not contain line breaks")
     lines.append(b"content-length: %d\r\n\r\n" % len(body))
-    lines.append(body)
-    return b"".join(lines)
+    return b"\r\n".join(lines) + body

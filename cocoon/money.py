@@ -34,7 +34,7 @@ class Asset(enum.StrEnum):
     TON = "TON"
 
 
-class Amount(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
+class Amount(msgspec.Struct, frozen=True, gc=False, order=True, forbid_unknown_fields=True):
     """Integer nano of one asset. Amounts of different assets do not add."""
 
     nano: int
@@ -56,7 +56,7 @@ class Amount(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True
             raise ValueError(f"cannot combine {self.asset} with {other.asset}")
 
 
-class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Price(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True):
     """Nano per million tokens, frozen by its version. `share_bps` is the worker's part of it.
 
     `customer_bps` is what one customer pays of it, in basis points. What is rounded is the price, once, up to a whole

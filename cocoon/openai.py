@@ -98,8 +98,10 @@ class ChatRequest(msgspec.Struct, frozen=True):
     @property
     def asked_completion(self) -> int | None:
         """The larger of the two maxima per choice, None when neither was given."""
-        asked = [limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None]
-        return max(asked) if asked else None
+        one, other = self.max_tokens, self.max_completion_tokens
+        if one is None or other is None:
+            return other if one is None else one
+        return max(one, other)
 
 
 class PromptDetails(msgspec.Struct, frozen=True):

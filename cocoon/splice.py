@@ -18,6 +18,7 @@ MEMBERS_MAX = 4096
 
 # Possessive: a string of many megabytes must not leave a backtracking state for each character.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_COLON = re.compile(rb"[ \t\r\n]*+:[ \t\r\n]*+")
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 
 _objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -131,12 +132,13 @@ def _value_start(body: bytes, path: str) -> int:
         raise MalformedError("not a JSON object") from error
     if value is None:
         raise MalformedError(f"no member {path!r}")
-    # The member's own text, when it stands in the body just once, is found without looking at the rest of it.
-    for colon in (b":", b": "):
-        text = _quoted(path) + colon + bytes(value)
-        at = body.find(text)
-        if at >= 0 and body.find(text, at + 1) < 0:
-            return at + len(text) - memoryview(value).nbytes
+    # A key that stands in the body just once, before this very value, is found without looking at the rest of it.
+    quoted = _quoted(path)
+    at = body.rfind(quoted)
+    if at >= 0 and body.find(quoted, 0, at) < 0:
+        colon = _COLON.match(body, at + len(quoted))
+        if colon is not None and body.startswith(bytes(value), colon.end()):
+            return colon.end()
     return next(member.value for member in reversed(members(body)) if member.key == path)
 
 

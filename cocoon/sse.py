@@ -32,6 +32,9 @@ class EventSplitter:
             MalformedError: an event is longer than `EVENT_BYTES_MAX`.
         """
         buffer = self._buffer
+        size = len(chunk)
+        if not buffer and 1 < size <= EVENT_BYTES_MAX and chunk.find(b"\n\n") == size - 2 and b"\r" not in chunk:
+            return [chunk]  # one whole event, as servers mostly write them
         # A terminator can straddle two reads: look back three bytes, no further, so that the work stays linear.
         search_from = max(0, len(buffer) - 3)
         buffer += chunk

@@ -58,6 +58,10 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
         return f"00-{self.trace_id:032x}-{self.hop_id:016x}-{int(self.sampled):02x}"
 
 
+UNTRACED: Final = Trace(trace_id=0, parent_id=None, root_id=0, hop_id=0, sampled=False)
+"""What every exchange has while nothing is exported: no ids are drawn for it, and the caller's header passes on."""
+
+
 class Tracer:
     """Hands finished spans to an OTLP exporter; disabled, it does nothing."""
 
@@ -73,12 +77,14 @@ class Tracer:
 
     def begin(self, traceparent: str | None) -> Trace:
         """Continue the caller's trace, or begin one. A malformed header begins a new trace (W3C Trace Context §3.2)."""
+        if self._processor is None:
+            return UNTRACED
         match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
         parent = int(match[2], 16) if match else 0
         trace_id = int(match[1], 16) if match else 0
-        sampled = self.enabled
+        sampled = True
         if match and parent and trace_id:
-            sampled = sampled and bool(int(match[3], 16) & _SAMPLED)
+            sampled = bool(int(match[3], 16) & _SAMPLED)
         else:
             parent, trace_id = 0, self._new_id(_ID_BITS_TRACE)
         return Trace(

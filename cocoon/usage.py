@@ -3,7 +3,7 @@
 import msgspec
 
 
-class TokenUsage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TokenUsage(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """Tokens of one attempt. `cached` counts the part of `prompt` that the engine's prefix cache served.
 
     All three are >= 0 and fit in an unsigned 32-bit integer (PROTOCOL §4); `cached <= prompt`.
@@ -25,6 +25,8 @@ class TokenUsage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def capped(self, *, prompt_max: int, completion_max: int) -> "TokenUsage":
         """The same usage, cut down to what a ticket allows."""
+        if self.prompt <= prompt_max and self.completion <= completion_max:
+            return self
         prompt = min(self.prompt, prompt_max)
         return TokenUsage(
             prompt=prompt, cached=min(self.cached, prompt), completion=min(self.completion, completion_max)

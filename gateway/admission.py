@@ -4,7 +4,6 @@ The prompt's tokens are not known before the engine has counted them, so its bou
 makes more tokens than bytes) plus what the template adds; a modality that is not text counts as the whole context.
 """
 
-import datetime as dt
 import uuid
 
 import msgspec
@@ -22,7 +21,7 @@ from gateway.quotes import PriceLimit, ceiling_of
 MESSAGES_MAX = 100_000
 
 
-class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+class Bounds(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Upper bounds of one attempt in tokens; `completion` is the total over `choices`."""
 
     prompt: int
@@ -121,7 +120,7 @@ def worst_cost(bounds: Bounds, offer: ModelOffer, limit: PriceLimit | None) -> A
 
 async def hold_credit(
     ledger: Ledger, principal: Principal, job_id: uuid.UUID, request: ChatRequest, bounds: Bounds, offer: ModelOffer,
-    ttl: dt.timedelta, limit: PriceLimit | None = None,
+    ttl_s: int, limit: PriceLimit | None = None,
 ) -> Admission:  # fmt: skip
     """Reserve the worst case at the highest price that `limit` allows.
 
@@ -132,29 +131,29 @@ async def hold_credit(
         LedgerUnavailableError: the books cannot be reached.
     """
     price = ceiling_of(offer.price, limit).as_charged()
-    prompt_cost = price.numerator(TokenUsage(prompt=bounds.prompt))
-    worst = prompt_cost + price.numerator(TokenUsage(completion=bounds.completion))
-    least = worst
+    worst = price.numerator(bounds.usage)
+    least, prompt_cost = worst, worst - bounds.completion * price.completion
     if request.asked_completion is None:
-        least = prompt_cost + price.numerator(TokenUsage(completion=bounds.choices))
+        least = prompt_cost + bounds.choices * price.completion
+    most = ceiling(worst)
     hold = await ledger.hold(
         HoldRequest(
             job_id=job_id,
             customer_id=principal.customer_id,
-            amount_min=ceiling(least),
-            amount_max=ceiling(worst),
-            ttl_s=int(ttl.total_seconds()),
+            amount_min=most if least == worst else ceiling(least),
+            amount_max=most,
+            ttl_s=ttl_s,
         )
     )
-    completion = bounds.completion
     if hold.amount.nano * NUMERATOR_PER_NANO < worst:
         affordable = (hold.amount.nano * NUMERATOR_PER_NANO - prompt_cost) // price.completion
-        completion = affordable - affordable % bounds.choices
+        affordable -= affordable % bounds.choices
+        bounds = Bounds(prompt=bounds.prompt, completion=affordable, choices=bounds.choices)
     return Admission(
         job_id=job_id,
         lease=hold.lease_id or job_id,
         offer=offer,
-        bounds=Bounds(prompt=bounds.prompt, completion=completion, choices=bounds.choices),
+        bounds=bounds,
         held=hold.amount,
         limit=limit,
     )
@@ -167,8 +166,7 @@ def _check_values(request: ChatRequest) -> None:
         raise InvalidRequestError("messages must not be empty.", param="messages", code="empty_array")
     if len(request.messages) > MESSAGES_MAX:
         raise InvalidRequestError(f"More than {MESSAGES_MAX} messages.", param="messages", code="array_too_long")
-    for name in ("max_tokens", "max_completion_tokens"):
-        value: int | None = getattr(request, name)
+    for name, value in (("max_tokens", request.max_tokens), ("max_completion_tokens", request.max_completion_tokens)):
         if value is not None and value < 1:
             raise InvalidRequestError(f"{name} must be at least 1.", param=name, code="integer_below_min_value")
     if not 1 <= request.choices <= openai.MAX_CHOICES:

@@ -80,6 +80,8 @@ STALLED_S = 1.0
 """A row is flushed within 50 ms; one that has waited for this long has no database."""
 LEASE_MARGIN_PART = 0.1
 """Of a lease's time to live: how much earlier than the database this process considers it over."""
+GC_THRESHOLDS = (10_000, 20, 50)
+"""A request leaves no cycles when all goes well: Python's own 700 would have it look for them at every second one."""
 RESTART_S = 1.0
 ENROLMENTS_S_MAX = 5.0
 CONTROLLERS = (
@@ -107,6 +109,7 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
             # What start-up made lives for ever: keeping it out of collections takes the 99th percentile down 3x.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
             yield
 
     @asgi("/v1/chat/completions", copy_scope=False)
@@ -163,7 +166,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         stack.push_async_callback(limiter.close)
         ledger = await stack.enter_async_context(_leased_ledger(settings, pool, clock, rng))
         idempotency = await stack.enter_async_context(Idempotency(PostgresClaims(pool), clock))
-        settler = await stack.enter_async_context(Settler(ledger, clock))
+        settler = await stack.enter_async_context(Settler(ledger, clock, ledger))
         recoveries = Recoveries(pool, PostgresLeases(pool, database_url))
         over_claims = OverClaims(recoveries.note_over_claims)
         attempts = Attempts(

@@ -13,6 +13,8 @@ from workers.routing import Dispatch, DispatchOutcome
 from workers.targets import Worker
 from workers.transport import Answer, Batch, End, TransportError
 
+_NONE = TokenUsage()
+
 
 class AttemptFailedError(CocoonError):
     """The worker, not the request, failed this attempt."""
@@ -42,7 +44,7 @@ class Attempt:
         self._clock = clock
         self._began = clock.monotonic()
         self._answer: Answer | None = None
-        self._counted = TokenUsage()
+        self._counted = _NONE
         self._end: End | None = None
 
     @property

@@ -178,7 +178,7 @@ class Attempts:
                 size += len(batch.data)
                 if size > ANSWER_BYTES_MAX:
                     raise AttemptFailedError("the answer is too long")
-            return batch._replace(data=b"".join(parts))
+            return batch if len(parts) == 1 else batch._replace(data=b"".join(parts))
         except RefusedError as error:
             raise self._refused(attempt, error) from error
         except IdentityError as error:

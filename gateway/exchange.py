@@ -68,6 +68,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.RELAYING, Event.BREAK): State.BROKEN,
     (State.RELAYING, Event.LEAVE): State.CLIENT_GONE,
 }
+_ADMITTED, _DISPATCHED = State.ADMITTED, State.DISPATCHED  # an enum's members are slow to look up
 TERMINAL = frozenset({State.COMPLETED, State.REFUSED, State.BROKEN, State.CLIENT_GONE, State.REPLAYED})
 
 
@@ -96,10 +97,10 @@ class Exchange:
         assert following is not None, f"{event} cannot happen in state {self.state}"
         self.state = following
         self.entered.setdefault(following, self._clock.monotonic())
-        if following is State.ADMITTED:
+        if following is _ADMITTED:
             self.held = True
             self._at_work = False
-        elif following is State.DISPATCHED:
+        elif following is _DISPATCHED:
             self._at_work = self._tried = True
 
     def end(self, event: Event) -> None:

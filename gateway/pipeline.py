@@ -20,6 +20,7 @@ from cocoon.tracing import Tracer
 from cocoon.usage import TokenUsage
 from gateway import relay
 from gateway.admission import Admission, bound, choose_offer, hold_credit, parse_chat, worst_cost
+from gateway.alarms import Alarms
 from gateway.attempt import Attempt, AttemptFailedError
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable, Principal, Role, require_role
@@ -40,6 +41,7 @@ from gateway.walk import Call, Walk
 from workers.transport import Batch
 
 log = structlog.get_logger()
+_NONE = TokenUsage()
 HOLD_MARGIN_S = 60
 """Holds outlive the longest request and the longest settlement by this much."""
 
@@ -64,8 +66,9 @@ class Pipeline:
         self._rng = rng
         self._limits = limits
         self._over_claims = over_claims
-        self._hold_ttl = dt.timedelta(seconds=limits.request_s_max + SETTLE_S_MAX + HOLD_MARGIN_S)
+        self._hold_ttl_s = int(limits.request_s_max + SETTLE_S_MAX + HOLD_MARGIN_S)
         self.live = LiveExchanges()
+        self.alarms = Alarms()
 
     async def serve(self, call: Call, client: Client) -> None:
         """Answer one chat request. Returns when the client has its answer or is gone; only cancellation leaves it."""
@@ -132,7 +135,7 @@ class Pipeline:
         )
         try:
             walk.admission = await hold_credit(
-                self._ledger, principal, walk.job_id, request, bounds, offer, self._hold_ttl, limit
+                self._ledger, principal, walk.job_id, request, bounds, offer, self._hold_ttl_s, limit
             )
         except Exception as error:
             if not isinstance(error, CocoonError) or error.transient:
@@ -146,7 +149,7 @@ class Pipeline:
     async def _relay(self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client) -> None:
         """Route and relay under one deadline, which the client's leaving brings forward to now."""
         try:
-            async with Deadline(self._limits) as deadline:
+            with Deadline(self._limits, self.alarms) as deadline:
                 client.on_gone(deadline.end_now)
                 if request.streams:
                     await self._stream(walk, admission, request, call, client, deadline)
@@ -195,7 +198,7 @@ class Pipeline:
     def _settle(self, walk: Walk) -> None:
         """The end of every request, exactly once, without an await: nothing can come between. The money first."""
         exchange, attempt = walk.exchange, walk.attempt
-        usage = TokenUsage()
+        usage = _NONE
         if attempt is not None and walk.admission is not None:
             usage = attempt.usage(walk.admission.bounds)
         settlement: Settlement | None = None

@@ -1,15 +1,17 @@
 """The last step: money moves exactly once, however the request ended.
 
-`Settler.submit` is synchronous, so an exchange hands over its end even while it is being cancelled. What follows runs
-in tasks of its own that no request can cancel: each retries until the ledger has answered, because every ledger
-method is idempotent by the job's id. A charge that the ledger refuses for good releases its hold; a hold that is never
-resolved (the process was killed) expires in the ledger.
+`Settler.submit` is synchronous, so an exchange hands over its end even while it is being cancelled. A ledger with a
+journal takes it in within the same step. What does not go that way runs in tasks of its own that no request can
+cancel: each retries until the ledger has answered, because every ledger method is idempotent by the job's id. A charge
+that the ledger refuses for good releases its hold; a hold that is never resolved (the process was killed) expires in
+the ledger.
 """
 
 import asyncio
+import functools
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import structlog
 
@@ -26,13 +28,23 @@ _BACKOFF_S_MAX = 2.0
 
 log = structlog.get_logger()
 T = TypeVar("T")
+Done = Callable[[Posted | None], None]
+
+
+class Journal(Protocol):
+    """A ledger that takes settlements in without being waited for."""
+
+    def submit(self, settlement: Settlement) -> "asyncio.Future[Posted]":
+        """The future is done when the settlement is durable. Raises BillingError: it was not taken in."""
+        ...
 
 
 class Settler:
     """Runs settlements; an async context manager that owns its tasks."""
 
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, journal: Journal | None = None) -> None:
         self._ledger = ledger
+        self._journal = journal
         self._clock = clock
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -66,8 +78,18 @@ class Settler:
         if self._pending >= PENDING_MAX:
             raise OverloadedError("too many settlements are waiting for the ledger")
 
-    def submit(self, settlement: Settlement, done: Callable[[Posted | None], None]) -> None:
+    def submit(self, settlement: Settlement, done: Done) -> None:
         """Settle an attempt; `done` hears what was posted, or None when the ledger refused."""
+        if self._journal is not None and not self._closed:
+            try:
+                answer = self._journal.submit(settlement)
+            except Exception:  # noqa: BLE001  the end of a request must not fail; the ledger says it again below
+                log.info("settlement_not_journaled", job_id=str(settlement.job_id))
+            else:
+                self._pending += 1
+                self._idle.clear()
+                answer.add_done_callback(functools.partial(self._journaled, settlement, done))
+                return
         self._start(self._settle(settlement, done))
 
     def submit_void(self, job_id: uuid.UUID, customer_id: uuid.UUID) -> None:
@@ -84,16 +106,21 @@ class Settler:
             return False
         return True
 
-    async def _settle(self, settlement: Settlement, done: Callable[[Posted | None], None]) -> None:
+    def _journaled(self, settlement: Settlement, done: Done, answer: "asyncio.Future[Posted]") -> None:
+        if answer.cancelled() or answer.exception() is not None:
+            # Asked again, the ledger gives the same answer, and that way knows what to do about it.
+            self._start(self._settle(settlement, done))
+        else:
+            _tell(settlement, done, answer.result())
+        self._end()
+
+    async def _settle(self, settlement: Settlement, done: Done) -> None:
         posted: Posted | None = None
         try:
             posted = await self._posted(settlement)
         finally:
             self._end()
-        try:
-            done(posted)
-        except Exception:  # an exception that left this task would cancel everybody else's settlement
-            log.exception("settled_and_not_told", job_id=str(settlement.job_id))
+        _tell(settlement, done, posted)
 
     async def _posted(self, settlement: Settlement) -> Posted | None:
         job_id = str(settlement.job_id)
@@ -152,3 +179,10 @@ class Settler:
         self._pending -= 1
         if not self._pending:
             self._idle.set()
+
+
+def _tell(settlement: Settlement, done: Done, posted: Posted | None) -> None:
+    try:
+        done(posted)
+    except Exception:  # an exception that left a settlement's task would cancel everybody else's
+        log.exception("settled_and_not_told", job_id=str(settlement.job_id))

@@ -6,7 +6,6 @@ whatever has arrived on it meanwhile, the other side's goodbye included, means t
 
 import asyncio
 import hashlib
-import select
 import ssl
 from collections import deque
 from typing import ClassVar, NamedTuple
@@ -68,14 +67,16 @@ class Connections:
         now = self._clock.monotonic()
         while kept:
             connection = kept.pop()
-            if now - connection.idle_since < idle_s_max and connection.reusable and _is_silent(connection):
+            if now - connection.idle_since < idle_s_max and connection.reusable and connection.silent:
                 return connection
             connection.abort()
         return None
 
     def give_back(self, route: Route, connection: Connection) -> None:
         """Keep the connection if its answer is complete and there is room, else abort it."""
-        kept = self._kept.setdefault(route, deque())
+        kept = self._kept.get(route)
+        if kept is None:
+            kept = self._kept[route] = deque()
         now = self._clock.monotonic()
         if connection.reusable and len(kept) < IDLE_CONNECTIONS_MAX:
             connection.idle_since = now
@@ -157,13 +158,6 @@ def spki_sha256(certificate: bytes) -> bytes:
     except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         raise IdentityError from error
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
-
-
-def _is_silent(connection: Connection) -> bool:
-    """Whether nothing has arrived that the loop has not told us yet: a close that came a moment ago, above all."""
-    news = select.poll()
-    news.register(connection.transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return not news.poll(0)
 
 
 def _pinned_context() -> ssl.SSLContext:

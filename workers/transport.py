@@ -36,7 +36,7 @@ RETRY_AFTER_S_MAX = 3600.0
 _OK = 200
 _SIGNATURE_BYTES = 64
 _NOTABLE = re.compile(rb'"(?:usage"\s*:\s*\{|error"\s*:|finish_reason"\s*:\s*")')
-"""Events that can carry usage, an end or a failure; only these are parsed."""
+"""Events that can carry usage, an end or a failure; only these are parsed. See `_is_notable`."""
 _REASON = re.compile(r"[A-Za-z0-9_-]{0,32}")
 _SALT = re.compile(rb"[A-Za-z0-9_-]{1,128}")
 
@@ -333,7 +333,7 @@ class _EventAnswer(_PooledAnswer):
                 shown.append(event)
             return False
         self._counted += 1
-        if _NOTABLE.search(payload):
+        if _is_notable(payload):
             chunk = openai.decode_chunk(payload)
             if chunk.error is not None:
                 raise MalformedError("the upstream reported an error in its stream")
@@ -347,6 +347,17 @@ class _EventAnswer(_PooledAnswer):
                         return False
         shown.append(event)
         return False
+
+
+def _is_notable(payload: bytes) -> bool:
+    """Whether `_NOTABLE` is in it. Plain searches say no first, several times faster, for nearly every event."""
+    if (
+        b'"usage"' not in payload
+        and b'"error"' not in payload
+        and payload.count(b'"finish_reason"') == payload.count(b'"finish_reason":null')
+    ):
+        return False
+    return _NOTABLE.search(payload) is not None
 
 
 def upstream_body(upstream: Upstream, job: Job) -> bytes:

@@ -18,7 +18,7 @@ _MAX_PRICE_CHARS_MAX = 64
 
 async def serve_chat(pipeline: Pipeline, room: BodyRoom, scope: HTTPScope, receive: Receive, send: Send) -> None:
     """One exchange: the pipeline between one request and one answer."""
-    client = ASGIClient(scope, receive, send, room)
+    client = ASGIClient(scope, receive, send, room, pipeline.alarms)
     method = str(scope["method"])
     if method != "POST":
         await preflight(client, scope, method, ("POST",), pipeline.allows_origin)

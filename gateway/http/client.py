@@ -1,7 +1,8 @@
 """The ASGI side of one exchange: body in, answer out, and one watcher that notices the client leaving.
 
 `send()` succeeds silently after a disconnect, so `receive()` is the only signal (measured with granian); the watcher
-is the one task that waits on it. An `http.disconnect` while the body is still arriving is not the body's end.
+is the one task that waits on it. It starts when the answer has not come at once: `receive()` still tells then of a
+client that left before. An `http.disconnect` while the body is still arriving is not the body's end.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from litestar.types import HTTPScope, Receive, Send
 
 from cocoon.errors import CocoonError
+from gateway.alarms import Alarms, Within
 from gateway.client import ClientGoneError, Headers
 from gateway.errors import BodyTimeoutError, BodyTooLargeError
 from gateway.http.bodies import BODY_S_MAX, BodyRoom
@@ -23,13 +25,15 @@ DISCARD_BYTES_MAX = 256 * 1024 * 1024
 DISCARD_S_MAX = 20.0
 """How much of a refused upload is still taken in, so that its sender gets to read the refusal."""
 FAIL_S_MAX = 5.0
+WATCH_AFTER_S = 0.01
+"""How long after its body a client is not watched yet (and a tick of the alarms)."""
 _NO_STORE = (b"cache-control", b"no-store")
 
 
 class ASGIClient:
     """One client; `close` when its exchange is over."""
 
-    def __init__(self, scope: HTTPScope, receive: Receive, send: Send, room: BodyRoom) -> None:
+    def __init__(self, scope: HTTPScope, receive: Receive, send: Send, room: BodyRoom, alarms: Alarms) -> None:
         self.gone = False
         self.blocked = False
         self.began = False
@@ -37,6 +41,8 @@ class ASGIClient:
         self._receive = receive
         self._send = send
         self._room = room
+        self._alarms = alarms
+        self.due_at = 0.0
         self._held = 0
         self.read = False
         self._callback: Callable[[], None] | None = None
@@ -52,13 +58,18 @@ class ASGIClient:
             if name == b"content-length" and value.isdigit() and int(value) > self._room.each_max:
                 raise BodyTooLargeError(f"The body is larger than {self._room.each_max} bytes.")
         try:
-            async with asyncio.timeout(BODY_S_MAX):
+            with Within(self._alarms, BODY_S_MAX) as within:
                 body = await self._whole_body()
         except TimeoutError:
             raise BodyTimeoutError from None
         self.read = True
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        self.due_at = within.loop.time() + WATCH_AFTER_S
+        self._alarms.add(self)
         return body
+
+    def ring(self) -> None:
+        """The answer does not come at once: watch the client from now on. Called by the alarms."""
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     async def discard_body(self) -> None:
         """Read what is left of the body and throw it away: under an upload, closing would lose the answer as well."""
@@ -73,6 +84,7 @@ class ASGIClient:
 
     def close(self) -> None:
         """Watch no longer and hold nothing."""
+        self._alarms.discard(self)
         if self._watcher is not None:
             self._watcher.cancel()
         self._room.give_back(self._held)

@@ -1,4 +1,3 @@
-import datetime as dt
 import json
 import random
 import uuid
@@ -23,7 +22,7 @@ OFFER = ModelOffer(
     price=Price(version=1, prompt=1_000_000, cached=500_000, completion=3_000_000),
 )  # fmt: skip
 PRINCIPAL = Principal(key_id=uuid.uuid4(), customer_id=uuid.uuid4(), name="k")
-TTL = dt.timedelta(seconds=60)
+TTL_S = 60
 
 
 def chat(**members: object) -> bytes:
@@ -147,7 +146,7 @@ async def _admit_and_check(balance: int, asked: int | None, n: int) -> None:
     bounds = bound(request, body, OFFER)
     worst = OFFER.price.numerator(TokenUsage(prompt=bounds.prompt, completion=bounds.completion))
     try:
-        admission = await hold_credit(ledger, PRINCIPAL, new_job_id(clock, rng), request, bounds, OFFER, TTL)
+        admission = await hold_credit(ledger, PRINCIPAL, new_job_id(clock, rng), request, bounds, OFFER, TTL_S)
     except (InsufficientCreditError, UnknownCustomerError):
         assert worst > balance * 10**6
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.alarms import Alarms
 from gateway.client import ClientGoneError
 from gateway.errors import AnswerBrokenError, BodyTimeoutError, BodyTooLargeError, OverloadedError
 from gateway.http import bodies
@@ -25,6 +26,7 @@ class Wire:
     def __init__(self, *messages: dict[str, Any]) -> None:
         self.sent: list[dict[str, Any]] = []
         self.taken = 0
+        self.alarms = Alarms()
         self.refuse = False
         self.full = asyncio.Event()
         self.left = asyncio.Event()
@@ -46,7 +48,7 @@ class Wire:
 
     def client(self, room: BodyRoom, **headers: str) -> ASGIClient:
         raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        return ASGIClient({"headers": raw}, self.receive, self.send, room)  # type: ignore[typeddict-item,arg-type]
+        return ASGIClient({"headers": raw}, self.receive, self.send, room, self.alarms)  # type: ignore[typeddict-item,arg-type]
 
 
 def part(body: bytes, *, more: bool = False) -> dict[str, Any]:

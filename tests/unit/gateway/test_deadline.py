@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from gateway.alarms import Alarms
 from gateway.client import Limits
 from gateway.deadline import Deadline
 
@@ -18,7 +19,7 @@ async def lasted(limits: Limits, *moves: str, silent: bool = True) -> float:
     """Seconds until the deadline strikes, or until after the moves (each half a tick apart)."""
     began = time.monotonic()
     try:
-        async with Deadline(limits) as deadline:
+        with Deadline(limits, Alarms()) as deadline:
             deadline.expect_first_byte()
             for move in moves:
                 await asyncio.sleep(TICK / 2)
@@ -62,7 +63,7 @@ async def test_whoever_leaves_has_the_last_word() -> None:
 
 
 async def test_moves_after_its_end_do_nothing() -> None:
-    async with Deadline(limits()) as deadline:
+    with Deadline(limits(), Alarms()) as deadline:
         pass
     for move in (deadline.end_now, deadline.progressed, deadline.alive, deadline.expect_silence):
         move()
@@ -73,7 +74,7 @@ async def test_moves_after_its_end_do_nothing() -> None:
 
 async def test_a_cancellation_is_not_taken_for_a_timeout() -> None:
     async def work() -> None:
-        async with Deadline(limits()) as deadline:
+        with Deadline(limits(), Alarms()) as deadline:
             deadline.end_now()
             try:
                 await asyncio.Event().wait()

@@ -194,3 +194,87 @@ async def test_nothing_is_admitted_while_too_much_waits(
     ledger.gate.set()
     assert await settler.drain(5)
     settler.require_room()
+
+
+class Journaling(ShakyLedger):
+    """A ledger that takes settlements in at once; its rows are durable, or refused, when told."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.taken: list[asyncio.Future[Posted]] = []
+        self.full = False
+
+    def submit(self, settlement: Settlement) -> "asyncio.Future[Posted]":
+        if self.full:
+            raise LedgerUnavailableError
+        self.taken.append(asyncio.get_running_loop().create_future())
+        return self.taken[-1]
+
+
+@pytest.fixture
+async def journaling(clock: ManualClock) -> AsyncIterator[tuple[Journaling, Settler]]:
+    ledger = Journaling(clock)
+    await ledger.deposit(new_job_id(clock, random.Random(1)), CUSTOMER, Amount(1000))
+    async with Settler(ledger, clock, ledger) as settler:
+        yield ledger, settler
+
+
+POSTED = Posted(charge=Amount(10), worker_share=Amount(0), fee=Amount(10))
+
+
+async def test_what_the_journal_takes_in_is_pending_until_it_is_durable(
+    journaling: tuple[Journaling, Settler], clock: ManualClock
+) -> None:
+    ledger, settler = journaling
+    heard: list[Posted | None] = []
+    settler.submit(await held(ledger, clock), heard.append)
+    assert settler.pending == 1
+    ledger.taken[0].set_result(POSTED)
+
+    assert await settler.drain(5)
+    assert (heard, ledger.asked, settler.pending) == ([POSTED], 0, 0)
+
+
+async def test_a_full_journal_leaves_the_settlement_to_the_ledger(
+    journaling: tuple[Journaling, Settler], clock: ManualClock
+) -> None:
+    ledger, settler = journaling
+    ledger.full = True
+    heard: list[Posted | None] = []
+    settler.submit(await held(ledger, clock), heard.append)
+
+    assert await settler.drain(5)
+    assert [posted.charge for posted in heard if posted] == [Amount(10)]
+
+
+async def test_a_row_that_the_journal_fails_is_put_to_the_ledger_and_never_counts_as_settled_meanwhile(
+    journaling: tuple[Journaling, Settler], clock: ManualClock
+) -> None:
+    ledger, settler = journaling
+    heard: list[Posted | None] = []
+    settler.submit(await held(ledger, clock), heard.append)
+    drained = asyncio.create_task(settler.drain(5))
+    await asyncio.sleep(0)
+    ledger.gate.clear()
+    ledger.taken[0].set_exception(RecordRefusedError())
+    await until(lambda: ledger.asked == 1)
+    assert not drained.done()
+    assert settler.pending == 1
+    ledger.gate.set()
+
+    assert await drained
+    assert [posted.charge for posted in heard if posted] == [Amount(10)]
+
+
+async def test_whoever_hears_of_a_journaled_row_may_fail(
+    journaling: tuple[Journaling, Settler], clock: ManualClock
+) -> None:
+    ledger, settler = journaling
+
+    def deaf(_: Posted | None) -> None:
+        raise RuntimeError("the exporter")
+
+    settler.submit(await held(ledger, clock), deaf)
+    ledger.taken[0].set_result(POSTED)
+
+    assert await settler.drain(5)
