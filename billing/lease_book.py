@@ -52,10 +52,13 @@ class LeaseTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lease:
-    """Credit of one customer in this process. `journaled` bounds what is on its way to the store."""
+    """Credit of one customer in this process. `journaled` bounds what is on its way to the store.
+
+    `jobs` counts the holds and the rows that depend on the lease: also those that cost nothing need it to be there.
+    """
 
     __slots__ = (
-        "admits_until", "amount", "fence", "journaled", "key", "lease_id", "lost", "renews_at", "reserved",
+        "admits_until", "amount", "fence", "jobs", "journaled", "key", "lease_id", "lost", "renews_at", "reserved",
         "returning", "seq",
     )  # fmt: skip
 
@@ -66,6 +69,7 @@ class Lease:
         self.amount = 0
         self.reserved = 0
         self.journaled = 0
+        self.jobs = 0
         self.returning = 0
         self.seq = 0
         self.admits_until = float("-inf")
@@ -80,7 +84,7 @@ class Lease:
     @property
     def in_use(self) -> bool:
         """Whether anything still depends on the lease."""
-        return self.reserved > 0 or self.journaled > 0
+        return self.jobs > 0
 
 
 class Waiting:

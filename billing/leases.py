@@ -287,6 +287,7 @@ class LeasedLedger:
 
     def _reserve(self, purse: Purse, lease: Lease, request: HoldRequest, nano: int, now: float) -> Hold:
         lease.reserved += nano
+        lease.jobs += 1
         purse.demand += nano
         purse.used_at = now
         hold = Hold(
@@ -318,6 +319,8 @@ class LeasedLedger:
         """The end of a hold: what it reserved is free again, less what is on its way to the store."""
         job.state = state
         job.lease.reserved -= job.hold.amount.nano
+        if state is _State.RELEASED:
+            job.lease.jobs -= 1
         name = job.hold.job_id.int
         del self._jobs[name]
         self._closed[name] = job
@@ -357,6 +360,7 @@ class LeasedLedger:
         for row, answer in zip(rows, answers, strict=True):
             job = self._rows.pop((row.settlement.job_id.int, row.settlement.attempt))
             job.lease.journaled -= job.bound
+            job.lease.jobs -= 1
             if isinstance(answer, BillingError):
                 self._quarantined += 1
                 log.error("usage_row_quarantined", job_id=str(row.settlement.job_id), code=answer.code)

@@ -16,6 +16,7 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.handlers import asgi
 from litestar.openapi.config import OpenAPIConfig
+from litestar.router import Router as Routes
 from litestar.types import HTTPScope, Receive, Scope, Send
 
 from billing.lease_book import LeaseTerms
@@ -45,6 +46,7 @@ from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
+from gateway.http.uploads import read_before_refusing
 from gateway.http.workers import WorkersController
 from gateway.idempotency import Idempotency
 from gateway.limiter import SlicedLimiter
@@ -116,8 +118,9 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
     async def chat(scope: Scope, receive: Receive, send: Send) -> None:
         await serve_chat(holder[0].pipeline, room, cast("HTTPScope", scope), receive, send)
 
+    plain = Routes("/", route_handlers=CONTROLLERS, middleware=[read_before_refusing])
     return Litestar(
-        route_handlers=[chat, *CONTROLLERS, healthz, readyz],
+        route_handlers=[chat, plain, healthz, readyz],
         lifespan=[lifespan],
         dependencies={"services": Provide(lambda: holder[0], sync_to_thread=False)},
         exception_handlers={CocoonError: _typed_error, HTTPException: _framework_error, Exception: _unknown_error},

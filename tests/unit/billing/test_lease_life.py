@@ -11,9 +11,10 @@ from billing.lease_book import LeaseTerms
 from billing.lease_store import JournalRow, LeaseAnswer, LeaseChange
 from billing.leases import LeasedLedger
 from billing.memory_leases import InMemoryLeases
-from billing.ports import BillingError, InsufficientCreditError, LedgerUnavailableError, Posted
+from billing.ports import BillingError, InsufficientCreditError, LedgerUnavailableError, Outcome, Posted
 from cocoon.clock import ManualClock
 from cocoon.money import Amount
+from cocoon.usage import TokenUsage
 from tests.ledger_values import CLOCK, DICE, hold_request, job_id, settlement
 
 TERMS = LeaseTerms(ttl_s=60, margin_s=5, idle_s=10, headroom_min_nano=1000, headroom_max_nano=100_000)
@@ -27,6 +28,8 @@ class WatchedLeases(InMemoryLeases):
         self.asked: list[LeaseChange] = []
         self.flushes = 0
         self.away = False
+        self.flushing = asyncio.Event()
+        self.flushing.set()
 
     async def change(self, changes: Sequence[LeaseChange]) -> list[LeaseAnswer | BillingError]:
         self._require_reachable()
@@ -36,6 +39,7 @@ class WatchedLeases(InMemoryLeases):
     async def flush(self, rows: Sequence[JournalRow]) -> list[Posted | BillingError]:
         self._require_reachable()
         self.flushes += 1
+        await self.flushing.wait()
         return await super().flush(rows)
 
     def _require_reachable(self) -> None:
@@ -152,6 +156,27 @@ async def test_what_is_idle_goes_back_and_the_lease_ends_when_nothing_depends_on
     assert await held_and_available(store, customer) == (0, 10_000_000)
     await ledger.hold(hold_request(customer, 100))
     assert store.asked[-1].seq == 1
+
+
+async def test_a_lease_outlives_the_rows_that_cost_nothing(
+    store: WatchedLeases, ledger: LeasedLedger, clock: ManualClock
+) -> None:
+    customer = await funded(store)
+    request = hold_request(customer, 100)
+    await ledger.hold(request)
+    store.flushing.clear()
+    settling = asyncio.ensure_future(
+        ledger.settle(settlement(request.job_id, customer, usage=TokenUsage(), outcome=Outcome.BROKEN))
+    )
+    await until(lambda: store.flushes)
+    clock.advance(11)
+    ledger.tick(clock.monotonic(), 11)
+    await until(lambda: not ledger._book.due)
+    assert not any(change.close for change in store.asked)
+    store.flushing.set()
+    assert (await settling).charge == Amount(0)
+    ledger.tick(clock.monotonic(), 0.5)
+    await until(lambda: store.asked[-1].close)
 
 
 async def test_the_balance_counts_what_this_process_has_idle_as_available(
