@@ -47,6 +47,7 @@ from gateway.http.health import healthz, readyz
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.uploads import read_before_refusing
+from gateway.http.wallets import WalletsController
 from gateway.http.workers import WorkersController
 from gateway.idempotency import Idempotency
 from gateway.limiter import SlicedLimiter
@@ -56,6 +57,7 @@ from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
 from gateway.postgres.spend import PostgresSpend
 from gateway.postgres.standing import StandingStore
+from gateway.postgres.wallets import WalletKeyStore
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
 from gateway.redis.slices import RedisSlices
@@ -65,6 +67,7 @@ from gateway.settle import SETTLE_S_MAX, Settler
 from gateway.signing import BatchSigner, GatewayKey, development_key
 from gateway.standing import Standing
 from gateway.stopping import graceful_stop
+from gateway.wallet_keys import Challenges, WalletDoor
 from workers.enrolments import upstream
 from workers.postgres.enrolments import EnrolmentListener, EnrolmentStore
 from workers.redis.heartbeats import HeartbeatBus
@@ -88,7 +91,7 @@ RESTART_S = 1.0
 ENROLMENTS_S_MAX = 5.0
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    WorkersController,
+    WorkersController, WalletsController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -189,6 +192,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
             pool=pool,
             signer=signer,
+            wallets=_wallet_door(settings, pool, network_secret, clock, rng),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
@@ -226,6 +230,13 @@ def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
         )  # fmt: skip
     except MalformedError as error:
         raise SettingsError(f"COCOON_GATEWAY_DELEGATION cannot be used: {error}") from error
+
+
+def _wallet_door(settings: Settings, pool: Pool, network_secret: bytes, clock: Clock, rng: random.Random) -> WalletDoor:
+    return WalletDoor(
+        Challenges(network_secret, clock, rng), WalletKeyStore(pool, clock, rng), clock,
+        domains=settings.wallet_domains, global_id=settings.global_id,
+    )  # fmt: skip
 
 
 def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Random) -> LeasedLedger:
