@@ -100,7 +100,7 @@ def read_boc(raw: bytes) -> Cell:
         raise MalformedError("not a bag of cells")
     flags, offset_bytes = source.take(2)
     size = flags & _SIZE
-    if flags & (_HAS_CACHE_BITS | _FLAGS) or size not in {1, 2} or not 1 <= offset_bytes <= 4:  # noqa: PLR2004  a bag of ours is far below 4 GiB
+    if flags & (_HAS_CACHE_BITS | _FLAGS) or size not in {1, 2} or offset_bytes not in range(1, 5):
         raise MalformedError("not a bag of cells that we read")
     cells, roots, absent = (source.integer(size) for _ in range(3))
     total = source.integer(offset_bytes)

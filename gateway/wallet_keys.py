@@ -62,9 +62,7 @@ class WalletLimitError(GatewayError):
     code: ClassVar[str] = "wallet_limit"
     transient: ClassVar[bool] = True
 
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__()
-        self.retry_after_s = retry_after_s
+    retry_after_s: ClassVar[float] = 600.0
 
 
 class Acceptance(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,6 @@ PROOFS_PER_DAY_MAX = 20
 """Secrets of one wallet's key within a day."""
 FIRST_PER_HOUR_MAX = 200
 """Wallets that get their first key within an hour, over the whole network: each is rows that are kept."""
-RETRY_S = 600.0
 _SQL = named_statements(files("gateway.postgres").joinpath("wallets.sql").read_text(encoding="utf-8"))
 
 
@@ -47,7 +46,7 @@ class WalletKeyStore:
             counts = await connection.fetchrow(_SQL["count_proofs"], address)
             assert counts is not None, "counts are one row"
             if counts["own"] > PROOFS_PER_DAY_MAX or (known is None and counts["first"] > FIRST_PER_HOUR_MAX):
-                raise WalletLimitError(RETRY_S)
+                raise WalletLimitError
             if known is None:
                 name = f"wallet {address}"
                 customer_id = await open_customer(connection, new_job_id(self._clock, self._rng), name)

@@ -31,6 +31,7 @@ from cocoon.wallet_enrolment import (
 from cocoon.wallets import KINDS, Address, encode_state_init, state_init_of
 from gateway.postgres import wallets as store
 from gateway.postgres.keys import KeyStore
+from gateway.postgres.standing import StandingStore
 from gateway.wallet_keys import CHALLENGE_S, ChallengeRefusedError, Challenges
 from tests.fixtures_gateway import NETWORK_SECRET, Stack
 from tests.integration.gateway.test_workers_api import assert_refused, enrolment
@@ -90,6 +91,9 @@ async def test_a_wallet_gets_a_worker_key_that_enrols_workers_at_every_process(s
                 worker_id,
             )
             assert (row["wallet"], row["role"]) == (made.address, "worker")
+    async with open_pool(stack.database_url, application="test") as pool:
+        listed = await StandingStore(pool).workers()
+    assert (listed[0].wallet, listed[0].state) == (made.address, "enrolled")
     # The secret is nowhere but in the answer.
     assert made.key not in stack.log(characters=None)
 
