@@ -32,6 +32,7 @@ from gateway.postgres.organisations import (
 )
 from gateway.signing import SigningUnavailableError
 from workers.errors import (
+    ChallengesFullError,
     EnrolmentRefusedError,
     EnrolmentStoreUnavailableError,
     HeartbeatRefusedError,
@@ -70,6 +71,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     InFlightError: (409, "invalid_request_error"),
     NotReplayableError: (409, "invalid_request_error"),
     BodyTooLargeError: (413, "invalid_request_error"),
+    ChallengesFullError: (429, "rate_limit_error"),
     RateLimitedError: (429, "rate_limit_error"),
     SpendLimitError: (429, "insufficient_quota"),
     AnswerBrokenError: (502, "server_error"),
