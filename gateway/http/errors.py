@@ -7,6 +7,7 @@ from billing.ports import InsufficientCreditError, LedgerUnavailableError, Trans
 from billing.postgres.adjustments import TransferTimeError
 from cocoon import openai
 from cocoon.errors import CocoonError
+from gateway.attestor import AttestorBusyError
 from gateway.auth import ExpiredKeyError, InvalidKeyError, KeysStaleError, MissingKeyError, RoleForbiddenError
 from gateway.errors import (
     AnswerBrokenError,
@@ -75,6 +76,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     RateLimitedError: (429, "rate_limit_error"),
     SpendLimitError: (429, "insufficient_quota"),
     AnswerBrokenError: (502, "server_error"),
+    AttestorBusyError: (503, "server_error"),
     OverloadedError: (503, "server_error"),
     SigningUnavailableError: (503, "server_error"),
     LedgerUnavailableError: (503, "server_error"),

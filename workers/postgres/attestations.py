@@ -5,12 +5,16 @@ import hashlib
 import importlib.resources
 import random
 import uuid
+from typing import Literal
 
 import msgspec
 
 from attestation.findings import Code, Finding
+from audit.entries import LeafType
+from audit.postgres.queue import enqueue
 from cocoon.enrolment import keyset_digest
 from cocoon.sql import named_statements
+from workers.announcements import Removal, admission_of
 from workers.errors import ChallengesFullError, ChallengeUnknownError, KeysetRefusedError
 from workers.judgement import Judged, Outcome
 from workers.postgres.connections import ACQUIRE_TIMEOUT_S, Connection, Pool, translated
@@ -97,6 +101,17 @@ class AttestationStore:
                     claimed, encoded,
                 )  # fmt: skip
 
+    async def note_policy(self, sha256: bytes, text: bytes) -> None:
+        """Keep and log the policy that judges from now on; one that is known changes nothing.
+
+        Raises:
+            EnrolmentStoreUnavailableError: Postgres cannot be reached.
+        """
+        with translated():
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
+                if await connection.fetchval(STATEMENTS["put_policy"], sha256, text) is not None:
+                    await enqueue(connection, LeafType.POLICY, text)
+
     async def list_all(self) -> list[Attestation]:
         """Every enrolled worker's standing, and workers whose evidence was refused lately.
 
@@ -162,6 +177,29 @@ async def put_keyset(connection: Connection, worker: Worker, judged: Judged | No
     )  # fmt: skip
     if kept is None:
         raise KeysetRefusedError("the keyset is another worker's")
+    if outcome is Outcome.ADMITTED:
+        grounds = judged.verdict if judged is not None else None
+        envelope = admission_of(
+            worker,
+            release=grounds.release if grounds else "",
+            policy_sha256=grounds.policy_sha256 if grounds else b"",
+            manifest=grounds.model_manifest_sha256 if grounds else b"",
+        )
+        await enqueue(connection, LeafType.ADMISSION, envelope)
+
+
+async def note_superseded(connection: Connection, worker: Worker) -> None:
+    """Log that a worker's earlier keyset is over, before the new one takes its place."""
+    for row in await connection.fetch(STATEMENTS["keysets_before"], worker.worker_id, worker.keyset_digest):
+        await note_removal(connection, worker.worker_id, row["keyset_digest"], "superseded")
+
+
+async def note_removal(
+    connection: Connection, worker_id: uuid.UUID, digest: bytes, reason: Literal["removed", "superseded"]
+) -> None:
+    """Log that a keyset gets no more requests."""
+    removal = Removal(v=1, keyset_digest=digest, worker_id=str(worker_id), reason=reason)
+    await enqueue(connection, LeafType.REMOVAL, removal.encode())
 
 
 def _findings(text: str) -> tuple[Finding, ...]:

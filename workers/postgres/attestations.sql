@@ -48,6 +48,12 @@ WHERE
     AND (a.expires_at IS NULL OR a.expires_at > now())
     AND (k.hardware_id = $2 OR k.gpu_serials && $3::text[]);
 
+-- name: keysets_before
+-- The keyset that a worker is enrolled with now, if it is another one.
+SELECT w.keyset_digest
+FROM workers AS w
+WHERE w.worker_id = $1 AND w.keyset_digest <> $2;
+
 -- name: put_endorsements
 INSERT INTO endorsements (sha256, content)
 VALUES ($1, $2)

@@ -15,7 +15,7 @@ from cocoon.sql import named_statements
 from workers.enrolments import admit, attested
 from workers.errors import AskRefusedError, EnrolmentRefusedError, EnrolmentStoreUnavailableError, KeysetLifetimeError
 from workers.judgement import Judged
-from workers.postgres.attestations import hardware_taken, put_keyset
+from workers.postgres.attestations import hardware_taken, note_removal, note_superseded, put_keyset
 from workers.postgres.connections import (
     ACQUIRE_TIMEOUT_S,
     Connection,
@@ -75,6 +75,7 @@ class EnrolmentStore:
                     taken = await hardware_taken(connection, worker, judged, workers_per_platform=workers_per_platform)
                     judged = judged.held_back(*taken)
                     worker = attested(worker, judged)
+                await note_superseded(connection, worker)
                 worker = msgspec.structs.replace(worker, asks=await _versioned(connection, worker))
                 worker_id = await connection.fetchval(
                     STATEMENTS["save_worker"],
@@ -113,8 +114,11 @@ class EnrolmentStore:
             EnrolmentStoreUnavailableError: Postgres cannot be reached; nothing is known to be removed.
         """
         with translated():
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-                return await connection.fetchval(STATEMENTS["remove_worker"], worker_id) is not None
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
+                digest: bytes | None = await connection.fetchval(STATEMENTS["remove_worker"], worker_id)
+                if digest is not None:
+                    await note_removal(connection, worker_id, digest, "removed")
+                return digest is not None
 
 
 class EnrolmentListener:

@@ -93,4 +93,4 @@ ORDER BY w.worker_id;
 -- name: remove_worker
 UPDATE workers SET state = 'removed'
 WHERE worker_id = $1 AND state = 'enrolled'
-RETURNING worker_id;
+RETURNING keyset_digest;
