@@ -6,8 +6,9 @@ import click
 
 from billing.postgres.pool import Pool
 from cli.database import run_on_pool
+from cli.tables import print_table, shown
 from cocoon.clock import system_random
-from gateway.postgres.standing import Held, StandingStore
+from gateway.postgres.standing import Held, Listed, StandingStore
 from workers.postgres.attestations import Attestation, AttestationStore
 
 
@@ -16,8 +17,8 @@ def command() -> None:
     """Look at workers, their evidence and standing, and let suspended ones back."""
 
 
-@command.command("list")
-def list_command() -> None:
+@command.command("evidence")
+def evidence_command() -> None:
     """List enrolled workers with what was found about their evidence, and workers refused in the last day."""
 
     async def work(pool: Pool) -> list[Attestation]:
@@ -36,6 +37,21 @@ def list_command() -> None:
                 click.echo(f"    refused at {one.refused_at:%H:%M:%S}: {reason.message} [{reason.code}]")
 
 
+@command.command("list")
+def list_command() -> None:
+    """List workers that have enrolled, with the wallets that were proven for them."""
+
+    async def work(pool: Pool) -> list[Listed]:
+        return await StandingStore(pool).workers()
+
+    rows = [
+        (str(one.worker_id), one.name, one.state, shown(one.wallet), one.tee_type, ",".join(one.models), one.url,
+         f"{one.enrolled_at:%Y-%m-%d %H:%M}")
+        for one in run_on_pool(work)
+    ]  # fmt: skip
+    print_table(("id", "name", "state", "wallet", "tee", "models", "url", "enrolled (UTC)"), rows)
+
+
 @command.command("standing")
 def standing_command() -> None:
     """List workers with claims for more than they were owed in the last day, and suspended ones."""
@@ -50,7 +66,7 @@ def standing_command() -> None:
         state = f"suspended since {one.suspended_at:%Y-%m-%d %H:%M} UTC" if one.suspended_at else "in rotation"
         click.echo(
             f"{one.worker_id}  {one.name or '?'}  {state}  jobs {one.jobs}"
-            f"  claimed {one.claimed_nano} nano, booked {one.booked_nano}"
+            f"  claimed {one.claimed_nano} nano, booked {one.booked_nano}  wallet {shown(one.wallet)}"
         )
 
 

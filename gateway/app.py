@@ -48,6 +48,7 @@ from gateway.http.health import healthz, readyz
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.uploads import read_before_refusing
+from gateway.http.wallets import WalletsController
 from gateway.http.workers import WorkersController
 from gateway.idempotency import Idempotency
 from gateway.limiter import SlicedLimiter
@@ -57,6 +58,7 @@ from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
 from gateway.postgres.spend import PostgresSpend
 from gateway.postgres.standing import StandingStore
+from gateway.postgres.wallets import WalletKeyStore
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
 from gateway.redis.slices import RedisSlices
@@ -67,6 +69,7 @@ from gateway.signing import BatchSigner, GatewayKey, development_key
 from gateway.standing import Standing
 from gateway.stopping import graceful_stop
 from gateway.verifier import new_attestor
+from gateway.wallet_keys import Challenges, WalletDoor
 from workers.enrolments import upstream
 from workers.postgres.attestations import AttestationStore
 from workers.postgres.enrolments import EnrolmentListener, EnrolmentStore
@@ -93,7 +96,7 @@ TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    WorkersController,
+    WorkersController, WalletsController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -187,6 +190,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
             pool=pool,
             signer=signer,
+            wallets=_wallet_door(settings, pool, network_secret, clock, rng),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
@@ -247,6 +251,13 @@ def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
         )  # fmt: skip
     except MalformedError as error:
         raise SettingsError(f"COCOON_GATEWAY_DELEGATION cannot be used: {error}") from error
+
+
+def _wallet_door(settings: Settings, pool: Pool, network_secret: bytes, clock: Clock, rng: random.Random) -> WalletDoor:
+    return WalletDoor(
+        Challenges(network_secret, clock, rng), WalletKeyStore(pool, clock, rng), clock,
+        domains=settings.wallet_domains, global_id=settings.global_id,
+    )  # fmt: skip
 
 
 def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Random) -> LeasedLedger:

@@ -15,6 +15,7 @@ from gateway.recovery import Reconciler
 from gateway.settings import Settings
 from gateway.settle import Settler
 from gateway.signing import BatchSigner
+from gateway.wallet_keys import WalletDoor
 from workers.postgres.attestations import AttestationStore
 from workers.postgres.enrolments import EnrolmentStore
 from workers.redis.heartbeats import HeartbeatBus
@@ -29,7 +30,8 @@ class Services:
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: LeasedLedger,
         accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
         tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler,
-        signer: BatchSigner, pool: Pool, attestor: Attestor, attestations: AttestationStore,
+        signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor,
+        attestations: AttestationStore,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -47,6 +49,7 @@ class Services:
         self.reconciler = reconciler
         self.signer = signer
         self.pool = pool
+        self.wallets = wallets
         self.attestor = attestor
         self.attestations = attestations
         self.stopping = asyncio.Event()

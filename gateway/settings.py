@@ -4,6 +4,7 @@ This module alone reads the gateway's environment. A malformed value stops the s
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,8 @@ from cocoon.errors import CocoonError, MalformedError
 
 _NETWORK_SECRET_BYTES = 32
 _SEED_BYTES = 32
+_LOOPBACK_DOMAINS = ("127.0.0.1", "localhost")
+_DOMAIN = re.compile(r"[a-z0-9:][a-z0-9.:-]{0,127}")
 
 TOP_UP_DEFAULT = "Ask the operator of this gateway for credit; at zero, requests are answered 402 insufficient_quota."
 TOP_UP_CHARS_MAX = 256
@@ -94,6 +97,7 @@ class AttestationSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway's configuration; durations in seconds.
 
+    `wallet_domains` are those that wallets may sign for to get a worker key; without any they get none.
     `gateway_key` (64 hexadecimal digits) signs tickets by the operator's `delegation`; both are None in development
     where nothing was said.
     """
@@ -121,6 +125,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_idle_s: float
     alerts: AlertSettings
     attestation: AttestationSettings
+    wallet_domains: tuple[str, ...]
 
     @property
     def production(self) -> bool:
@@ -166,6 +171,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
         alerts=_alerts(env),
         attestation=_attestation(env),
+        wallet_domains=_wallet_domains(env),
     )
 
 
@@ -261,6 +267,16 @@ def _hex(env: Mapping[str, str], name: str) -> bytes:
     if len(value) not in (0, _SEED_BYTES):
         raise SettingsError(f"{name} must be 64 hexadecimal digits")
     return value
+
+
+def _wallet_domains(env: Mapping[str, str]) -> tuple[str, ...]:
+    text = env.get("COCOON_WALLET_DOMAINS") or ""
+    if not text and env.get("COCOON_ENV") == "development":
+        return _LOOPBACK_DOMAINS
+    domains = tuple(domain.strip() for domain in text.split(",") if domain.strip())
+    if any(_DOMAIN.fullmatch(domain) is None for domain in domains):
+        raise SettingsError("COCOON_WALLET_DOMAINS are host names in lower case, separated by commas")
+    return domains
 
 
 def _upstreams(env: Mapping[str, str]) -> tuple[UpstreamSettings, ...]:

@@ -138,9 +138,7 @@ async def test_enrolling_again_renews_the_same_worker_with_its_new_keyset(store:
 
 async def test_the_stored_id_wins(store: EnrolmentStore) -> None:
     first = await store.save(_worker(), KEY)
-    impostor = admit(
-        a_request(CLOCK, first.keyset), worker_id=uuid.UUID(int=999), now=CLOCK.now(), allow_private=True
-    )
+    impostor = admit(a_request(CLOCK, first.keyset), worker_id=uuid.UUID(int=999), now=CLOCK.now(), allow_private=True)
 
     assert (await store.save(impostor, KEY)).worker_id == first.worker_id
 
