@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 import msgspec
 
+from cocoon.enrolment import MANIFEST_BYTES_MAX
 from cocoon.errors import CocoonError, MalformedError
-from cocoon.manifest import MANIFEST_BYTES_MAX, Manifest, Source, manifest_digest
+from cocoon.manifest import Manifest, Source, manifest_digest
 from workers.agent.weights import Hasher, describe, require_weights
 
 _MODEL = click.Path(path_type=Path, exists=True)

@@ -13,13 +13,11 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 
 from cocoon import canonical
-from cocoon.enrolment import Digest
+from cocoon.enrolment import MANIFEST_BYTES_MAX, Digest
 from cocoon.errors import CocoonError, MalformedError
 
 FORMAT: Literal["cocoon/manifest/1"] = "cocoon/manifest/1"
-FILES_MAX = 4096
-MANIFEST_BYTES_MAX = 512 * 1024
-"""A model in a thousand shards needs a quarter of it."""
+FILES_MAX = 2048
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 Text = Annotated[str, msgspec.Meta(max_length=256)]

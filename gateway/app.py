@@ -45,6 +45,7 @@ from gateway.http.bodies import BodyRoom
 from gateway.http.chat import serve_chat
 from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
+from gateway.http.manifests import ManifestsController
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.uploads import read_before_refusing
@@ -77,7 +78,7 @@ from workers.redis.heartbeats import HeartbeatBus
 from workers.registry import Registry
 from workers.routing import RetryBudget, Router
 from workers.targets import Upstream
-from workers.tokens import HeartbeatTokens
+from workers.tokens import WorkerTokens
 from workers.transport import Transport
 
 SWEEP_S = 5.0
@@ -96,7 +97,7 @@ TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    WorkersController, WalletsController,
+    WorkersController, WalletsController, ManifestsController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -185,7 +186,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             ),
             attestor=attestor,
             attestations=AttestationStore(pool, rng),
-            heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, limiter=limiter,
+            heartbeats=heartbeats, tokens=WorkerTokens(network_secret), settler=settler, limiter=limiter,
             pipeline=pipeline,
             reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
             pool=pool,

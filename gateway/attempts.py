@@ -65,17 +65,25 @@ class Attempts:
         self._ticket_s = request_s_max + TICKET_MARGIN_S
         self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
 
-    def require_offered(self, offer: ModelOffer, request: ChatRequest, limit: PriceLimit) -> None:
-        """Refuse a request before it holds anything when everybody it may go to costs more than it allows.
+    def require_offered(
+        self, offer: ModelOffer, request: ChatRequest, limit: PriceLimit | None, manifest: bytes | None
+    ) -> None:
+        """Refuse a request before it holds anything when nobody may take it: for its price, or for the pinned manifest.
 
         Raises:
             PriceLimitError: with the cheapest price.
+            ManifestUnservedError: others serve the model, and nobody from this manifest.
         """
         provider = request.provider or _NO_PREFERENCE
         targets = self._router.targets(
-            offer.model, require=provider.require, only=provider.only, ignore=provider.ignore
+            offer.model,
+            require=provider.require,
+            only=provider.only,
+            ignore=provider.ignore,
+            manifest=manifest,
         )
-        require_offered(targets, offer, limit)
+        if limit is not None:
+            require_offered(targets, offer, limit)
 
     async def first(
         self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client, deadline: Deadline
@@ -131,6 +139,7 @@ class Attempts:
                 prompt_tokens_bound=admission.bounds.prompt,
                 quote=quote,
                 cheapest=cheapest,
+                manifest=walk.manifest,
             )
         except (NoWorkerError, WorkersBusyError, ModelNotFoundError) as error:
             if failure is not None:

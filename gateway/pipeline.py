@@ -33,6 +33,7 @@ from gateway.idempotency import Idempotency
 from gateway.limits import Limiter
 from gateway.live import LiveExchanges
 from gateway.over_claims import OverClaims
+from gateway.pins import read_pin
 from gateway.prices import Prices
 from gateway.quotes import read_limit
 from gateway.settle import SETTLE_S_MAX, Settler
@@ -124,8 +125,9 @@ class Pipeline:
     ) -> Admission:
         offer = choose_offer(self._prices.book, principal, request.model)
         limit = read_limit(request.provider, call.max_price)
-        if limit is not None:
-            self._attempts.require_offered(offer, request, limit)
+        walk.manifest = read_pin(request.provider, call.manifest)
+        if limit is not None or walk.manifest is not None:
+            self._attempts.require_offered(offer, request, limit, walk.manifest)
         bounds = bound(request, walk.body, offer)
         walk.permit = await self._limiter.acquire(
             principal,

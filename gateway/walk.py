@@ -26,14 +26,15 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""
     idempotency_key: bytes | None = None
     max_price: str | None = None
+    manifest: str | None = None
 
 
 class Walk:
     """What is known of one request so far: everything that the end needs, whenever it comes."""
 
     __slots__ = (
-        "admission", "attempt", "body", "error", "exchange", "failed", "job_id", "name", "permit", "principal",
-        "request", "trace", "turn",
+        "admission", "attempt", "body", "error", "exchange", "failed", "job_id", "manifest", "name", "permit",
+        "principal", "request", "trace", "turn",
     )  # fmt: skip
 
     def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace) -> None:
@@ -42,6 +43,8 @@ class Walk:
         self.exchange = exchange
         self.trace = trace
         self.body = b""
+        self.manifest: bytes | None = None
+        """The digest of the only model manifest that will do."""
         self.principal: Principal | None = None
         self.request: ChatRequest | None = None
         self.turn: Turn | None = None

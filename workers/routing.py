@@ -20,7 +20,7 @@ from collections.abc import Callable
 import structlog
 
 from cocoon.clock import Clock
-from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
+from workers.errors import ManifestUnservedError, ModelNotFoundError, NoWorkerError, WorkersBusyError
 from workers.load import RATE_DEFAULT, TargetLoad, median, saturation
 from workers.registry import Member, Registry, Requirement, Target
 
@@ -139,22 +139,27 @@ class Router:
         ignore: tuple[str, ...] = (),
         quote: Quote | None = None,
         cheapest: bool = False,
+        manifest: bytes | None = None,
     ) -> Dispatch:
         """A target for a request whose prompt has at most `prompt_tokens_bound` tokens; it counts as dispatched.
 
         `exclude` holds targets already tried, `only` and `ignore` name targets by name or id. With `cheapest`, of the
         targets with room those are chosen from that `quote` least, and the expected cost in seconds comes second.
+        `manifest` is the digest of the only model manifest that will do.
 
         Raises:
             ModelNotFoundError: nobody serves the model.
             WorkersBusyError: those who could are at capacity or asked for a pause.
             NoWorkerError: none is live, allowed and sound.
+            ManifestUnservedError: none of those that are live serves it from this manifest.
         """
         registry = self._registry
         if not registry.knows(model):
             raise ModelNotFoundError
         now = self._clock.monotonic()
         candidates = registry.live_members(model, now)
+        if manifest is not None:
+            candidates = _pinned(candidates, manifest)
         if exclude or require != "any" or only or ignore:
             candidates = _allowed(candidates, exclude, require, only, ignore)
         if quote is not None:
@@ -179,10 +184,17 @@ class Router:
         return self._registry.has_asks(model)
 
     def targets(
-        self, model: str, *, require: Requirement = "any", only: tuple[str, ...] = (), ignore: tuple[str, ...] = ()
-    ) -> list[Target]:
-        """The live targets that such a request may go to, whether or not they have room."""
+        self, model: str, *, require: Requirement = "any", only: tuple[str, ...] = (), ignore: tuple[str, ...] = (),
+        manifest: bytes | None = None,
+    ) -> list[Target]:  # fmt: skip
+        """The live targets that such a request may go to, whether or not they have room.
+
+        Raises:
+            ManifestUnservedError: see `choose`.
+        """
         members = self._registry.live_members(model, self._clock.monotonic())
+        if manifest is not None:
+            members = _pinned(members, manifest)
         return [member.target for member in _allowed(members, frozenset(), require, only, ignore)]
 
     def _pick(self, model: str, pool: list[Member], prompt_tokens: int, now: float) -> Member:
@@ -252,6 +264,13 @@ def _allowed(
         and member.target.name not in ignore
         and str(member.target_id) not in ignore
     ]
+
+
+def _pinned(members: list[Member], manifest: bytes) -> list[Member]:
+    pinned = [member for member in members if member.target.manifest_sha256 == manifest]
+    if members and not pinned:
+        raise ManifestUnservedError
+    return pinned
 
 
 def _cheapest(members: list[Member], quote: Quote) -> list[Member]:

@@ -19,6 +19,7 @@ from attestation.policy import Deployment
 from attestation.simulation.tee import SimulatedTEE
 from cli.dev.address import LOOPBACK, free_port
 from cli.dev.embedded import EmbeddedServer
+from cli.dev.model import development_manifest
 from cli.dev.postgres import EmbeddedPostgres
 from cli.dev.redis import EmbeddedRedis
 from cli.dev.screen import Row, Screen
@@ -98,6 +99,10 @@ class Network:
         """
         self._supervisor = supervisor
         self._state.write_policy(self._policy)
+        manifest = await asyncio.to_thread(
+            development_manifest, self._settings.inherited.get("COCOON_ENGINE_MODEL_PATH") or None
+        )
+        self._state.write_manifest(manifest.encode())
         await all_ready(
             supervisor.start(self._embedded(self._postgres, stage=0)),
             supervisor.start(self._embedded(self._redis, stage=1)),
@@ -310,6 +315,7 @@ class Network:
             "COCOON_WORKER_STATE": str(self._state.root / "receipts"),
             "COCOON_ENGINE": "xllamacpp",
             "COCOON_ENGINE_THREADS": str(WORKER_THREADS),
+            "COCOON_WORKER_MANIFEST": str(self._state.manifest),
             "COCOON_SERVED_MODEL": MODEL,
             "COCOON_CONTEXT_TOKENS": str(CONTEXT_TOKENS),
         }
@@ -321,7 +327,7 @@ def _policy(secrets: Secrets) -> bytes:
         bytes.fromhex(secrets.simulated_seed), machine="policy", deployment=Deployment("development", GLOBAL_ID),
         gpus=WORKER_GPUS,
     )  # fmt: skip
-    return tee.policy_toml(bind_manifest=False)
+    return tee.policy_toml()
 
 
 def _key(seed: str) -> Ed25519PrivateKey:

@@ -14,6 +14,7 @@ from gateway.walk import Call
 SALT_BYTES_MAX = 128
 _TRACEPARENT_BYTES_MAX = 128
 _MAX_PRICE_CHARS_MAX = 64
+_MANIFEST_CHARS_MAX = 65
 
 
 async def serve_chat(pipeline: Pipeline, room: BodyRoom, scope: HTTPScope, receive: Receive, send: Send) -> None:
@@ -42,7 +43,7 @@ async def serve_chat(pipeline: Pipeline, room: BodyRoom, scope: HTTPScope, recei
 def call_of(scope: HTTPScope) -> Call:
     """What the pipeline needs of the request's headers; over-long values are ignored, not cut."""
     authorization: bytes | None = None
-    origin = traceparent = salt = max_price = None
+    origin = traceparent = salt = max_price = manifest = None
     idempotency_key: bytes | None = None
     for name, value in scope["headers"]:
         if name == b"authorization":
@@ -59,7 +60,11 @@ def call_of(scope: HTTPScope) -> Call:
         elif name == b"x-cocoon-max-price":
             # Cut, not ignored: a limit that cannot be read must be refused.
             max_price = value[:_MAX_PRICE_CHARS_MAX].decode("latin-1")
+        elif name == b"x-cocoon-model-manifest":
+            # Cut, it is refused as malformed: a pin must never be lost.
+            manifest = value[:_MANIFEST_CHARS_MAX].decode("latin-1")
     return Call(
         authorization=authorization, origin=origin, traceparent=traceparent, salt=salt, max_price=max_price,
+        manifest=manifest,
         path=scope["path"], idempotency_key=idempotency_key,
     )  # fmt: skip

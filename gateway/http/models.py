@@ -48,6 +48,7 @@ def _shown(offer: ModelOffer, registry: Registry) -> dict[str, Any]:
         "context_length": offer.context_tokens,
         "workers": sum(tee_types.values()),
         "tee_types": tee_types,
+        "model_manifests": registry.manifests(offer.model),
         "pricing": {
             "asset": price.asset.value,
             "version": price.version,

@@ -75,7 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     else only what every OpenAI-compatible server understands. `global_id` pins the chain; None takes the gateway's.
     `state_folder` is where receipts are kept; None keeps them in memory. `operator_key` is whose gateways may sign
     tickets; None, in development only, takes the first. No job is taken while `unsigned_max` tickets lack a signature,
-    or one for `unsigned_s`. `ask` is where the worker's price comes from. `tee` is where evidence comes from.
+    or one for `unsigned_s`. `ask` is where the price comes from, `tee` where evidence does. `manifest_file` says
+    which weights to serve, and no others.
     """
 
     gateway_url: str
@@ -109,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tee: TEESettings
     otlp_endpoint: str | None
     ask: AskSource
+    manifest_file: Path | None
 
 
 def load_settings(overrides: Mapping[str, str]) -> Settings:
@@ -172,6 +174,7 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         tee=_tee(source),
         otlp_endpoint=source.url("OTEL_EXPORTER_OTLP_ENDPOINT") if source.text("OTEL_EXPORTER_OTLP_ENDPOINT") else None,
         ask=_ask(source, served_model),
+        manifest_file=None if (path := source.text("COCOON_WORKER_MANIFEST")) is None else Path(path),
     )
     _check(settings)
     return settings

@@ -24,6 +24,8 @@ from cocoon.manifest import (
     read_digest,
 )
 from workers.agent.gguf import read_gguf
+from workers.agent.served_manifest import read_served
+from workers.agent.settings import Settings, SettingsError, parse_settings
 from workers.agent.weights import Hasher, WeightsError, describe, model_files, require_weights
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "manifest.json").read_text())
@@ -182,6 +184,34 @@ def test_vectors(vector: dict[str, str]) -> None:
 def test_other_spellings_are_malformed(text: str) -> None:
     with pytest.raises(MalformedError):
         Manifest.decode(text.encode())
+
+
+# The agent
+
+
+def _settings(**variables: str) -> Settings:
+    return parse_settings(
+        {"COCOON_ENV": "development", "COCOON_GATEWAY_URL": "http://127.0.0.1:1", "COCOON_SERVED_MODEL": "m",
+         "COCOON_WORKER_KEY": "wk-cocoon-" + "A" * 43, **variables}
+    )  # fmt: skip
+
+
+def test_an_agent_holds_its_engine_to_the_manifest_or_does_not_start(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "manifest.json"
+    file.write_bytes(built(model, arguments=("--tp", "2")).encode())
+    told = {"COCOON_WORKER_MANIFEST": str(file), "COCOON_ENGINE": "sglang", "COCOON_ENGINE_MODEL_PATH": str(model)}
+    served = read_served(_settings(**told, COCOON_ENGINE_ARGS="--tp 2"))
+    assert served.digest == manifest_digest(file.read_bytes())
+    served.require(str(model))
+    (model / "added.py").write_text("code")
+    with pytest.raises(ManifestMismatchError):
+        served.require(str(model))
+    for arguments in ("", "--tp 2 --trust-remote-code", "--tp 4"):
+        with pytest.raises(SettingsError, match="different launch arguments"):
+            read_served(_settings(**told, COCOON_ENGINE_ARGS=arguments))
+    with pytest.raises(SettingsError, match="an engine that the agent launches"):
+        read_served(_settings(**{**told, "COCOON_ENGINE": "http://127.0.0.1:9"}))
+    assert read_served(_settings()).digest == b""
 
 
 # GGUF
