@@ -39,8 +39,10 @@ from gateway.alerts import AlertSender
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
+from gateway.evidence_desk import EvidenceDesk
 from gateway.http.account import AccountController
 from gateway.http.admin import AdminController, OrganisationsController
+from gateway.http.attestation import AttestationController
 from gateway.http.bodies import BodyRoom
 from gateway.http.chat import serve_chat
 from gateway.http.errors import error_answer, explained
@@ -96,7 +98,7 @@ TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    WorkersController, WalletsController,
+    WorkersController, WalletsController, AttestationController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -177,6 +179,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             over_claims=over_claims,
         )  # fmt: skip
         attestor = new_attestor(settings, clock, await stack.enter_async_context(httpx.AsyncClient()))
+        attestations = AttestationStore(pool, rng)
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
             registry=registry,
@@ -184,7 +187,10 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
                 pool, clock, allow_private=settings.allow_private_workers, policy_sha256=attestor.policy_sha256
             ),
             attestor=attestor,
-            attestations=AttestationStore(pool, rng),
+            attestations=attestations,
+            desk=EvidenceDesk(
+                registry, transport, attestor, attestations, clock, _dice(rng), network_secret=network_secret
+            ),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, limiter=limiter,
             pipeline=pipeline,
             reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),

@@ -8,6 +8,7 @@ from billing.postgres.pool import Pool
 from cocoon.clock import Clock
 from gateway.attestor import Attestor
 from gateway.auth import KeyTable
+from gateway.evidence_desk import EvidenceDesk
 from gateway.limiter import SlicedLimiter
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
@@ -31,7 +32,7 @@ class Services:
         accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
         tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler,
         signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor,
-        attestations: AttestationStore,
+        attestations: AttestationStore, desk: EvidenceDesk,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -52,4 +53,5 @@ class Services:
         self.wallets = wallets
         self.attestor = attestor
         self.attestations = attestations
+        self.desk = desk
         self.stopping = asyncio.Event()

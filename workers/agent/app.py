@@ -13,6 +13,8 @@ from cocoon.clock import Clock
 from cocoon.errors import MalformedError
 from cocoon.openai import MAX_CHOICES, ChatRequest, decode_chat
 from cocoon.receipt_batch import STUB_CHARS_MAX
+from cocoon.statement_request import REQUEST_BYTES_MAX as STATEMENT_BYTES_MAX
+from cocoon.statement_request import STATEMENT_PATH
 from cocoon.ticket import Ticket
 from cocoon.tracing import Attribute, SpanRecord, Tracer
 from workers.agent import refusals
@@ -24,6 +26,7 @@ from workers.agent.keys import Identity
 from workers.agent.receipt_store import ReceiptStore
 from workers.agent.refusals import RefusedError
 from workers.agent.signatures import Unsigned
+from workers.agent.stating import Stater
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -50,7 +53,9 @@ class AgentApp:
         served_model: str,
         tee_type: str,
         job_s_max: float,
+        stater: Stater | None = None,
     ) -> None:
+        self._stater = stater
         self._admission = admission
         self._engine = engine
         self._clock = clock
@@ -75,12 +80,26 @@ class AgentApp:
         match scope["path"], scope["method"]:
             case hop.JOB_PATH, "POST":
                 await self._job(scope, receive, send)
+            case str(path), "POST" if path == STATEMENT_PATH and self._stater is not None:
+                await self._state(self._stater, scope, receive, send)
             case "/healthz", "GET":
                 await self._health(send)
             case ((hop.JOB_PATH | "/healthz"), _):
                 await send_refusal(send, refusals.WRONG_METHOD, body_read=False)
             case _:
                 await send_refusal(send, refusals.NOT_FOUND, body_read=False)
+
+    async def _state(self, stater: Stater, scope: Scope, receive: Receive, send: Send) -> None:
+        """Evidence for a nonce that a gateway hands on."""
+        read = False
+        try:
+            body = await read_body(scope, receive, STATEMENT_BYTES_MAX)
+            read = True
+            await send_json(send, 200, await stater.state(body), [])
+        except RefusedError as error:
+            await send_refusal(send, error.refusal, body_read=read)
+        except GatewayGoneError:
+            return
 
     async def _health(self, send: Send) -> None:
         state = "draining" if self._admission.draining else "ok" if self._engine.ready else "starting"

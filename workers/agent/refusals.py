@@ -83,6 +83,11 @@ WRONG_METHOD = _invalid("method not allowed", code="method_not_allowed", status=
 BAD_SALT = _invalid("the salt must be 16 to 64 bytes of base64url", code="bad_salt")
 BAD_BODY = _invalid("the body is not a chat completion request")
 BAD_CHOICES = _invalid("n is out of range", param="n")
+NO_TEE = _invalid("this worker has no TEE to state anything", code="no_tee", status=404)
+BAD_STATEMENT_REQUEST = _invalid("the body is not a request for a statement")
+STRANGE_STATEMENT_REQUEST = _unauthorised("statement_request_invalid", "the request is not of a gateway, or too old")
+STATEMENTS_BUSY = Refusal(429, "statements_busy", "rate_limit_error", "the platform is busy", retry_after="1")
+NO_EVIDENCE = _unavailable("evidence_unavailable", "the TEE gives no evidence now")
 SLOW_BODY = _invalid("the body did not arrive in time", code="request_timeout", status=408)
 
 
