@@ -2,9 +2,11 @@
 
 import asyncio
 
+from audit.postgres.reader import LogReader
 from billing.leases import LeasedLedger
 from billing.postgres.account import Accounts
 from billing.postgres.pool import Pool
+from cocoon.checkpoints import NoteVerifier
 from cocoon.clock import Clock
 from gateway.auth import KeyTable
 from gateway.limiter import SlicedLimiter
@@ -27,7 +29,7 @@ class Services:
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: LeasedLedger,
         accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
         tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler,
-        signer: BatchSigner, pool: Pool,
+        signer: BatchSigner, pool: Pool, log_reader: LogReader, log_verifier: NoteVerifier,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -45,4 +47,6 @@ class Services:
         self.reconciler = reconciler
         self.signer = signer
         self.pool = pool
+        self.log_reader = log_reader
+        self.log_verifier = log_verifier
         self.stopping = asyncio.Event()
