@@ -1,7 +1,7 @@
 """What a worker agent and a gateway tell each other outside of jobs: keyset, enrolment, heartbeat.
 
 The keyset names the agent's keys (PROTOCOL §1). Its digest, not a URL or a name, is what tickets, receipts and the
-log refer to. Fields whose layer is not built yet (HPKE keys, delegation, manifest) are empty, never invented.
+log refer to. Fields whose layer is not built yet (HPKE X25519, delegation, manifest) are empty, never invented.
 """
 
 import hashlib

@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from cocoon.clock import Clock
 from cocoon.enrolment import KEYSET_SECONDS_MAX, Keyset, keyset_digest
 from cocoon.receipt import NO_STAKE
+from cocoon.sealed import SealedKey
 from workers.agent.receipts import ReceiptSigner
 
 KEYSET_JOBS_MAX = 2**20
@@ -48,6 +49,7 @@ class Identity:
         self._clock = clock
         self._tls_key = ec.generate_private_key(ec.SECP256R1())
         receipt_key = Ed25519PrivateKey.generate()
+        self.sealed_key = SealedKey.generate()
         now = clock.now()
         self.keyset = Keyset(
             v=1,
@@ -58,7 +60,7 @@ class Identity:
                     serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
                 )
             ),
-            hpke_xwing=b"",
+            hpke_xwing=self.sealed_key.public_key,
             hpke_x25519=b"",
             receipt_pk=receipt_key.public_key().public_bytes_raw(),
             delegation=b"",

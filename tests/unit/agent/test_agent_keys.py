@@ -1,5 +1,6 @@
 import datetime as dt
 import hashlib
+import os
 import ssl
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from cocoon.clock import ManualClock
 from cocoon.enrolment import Keyset, keyset_digest
 from cocoon.errors import MalformedError
 from cocoon.receipt import ReceiptBody, ReceiptHead
+from cocoon.sealed import Recipient, UnopenableError, open_request, parse_request, seal_request
 from cocoon.usage import TokenUsage
+from tests.sealing import TERMS
 from tests.unit.agent.agent_values import ticket
 from workers.agent.keys import Identity, KeyRing
 
@@ -39,6 +42,15 @@ def test_a_keyset_names_fresh_keys_and_lives_its_time(clock: ManualClock) -> Non
     assert (one.renewal_due_s <= 0, one.expired) == (True, False)
     clock.advance(600)
     assert one.expired
+
+
+def test_what_is_sealed_for_a_keyset_opens_with_its_identity_only(clock: ManualClock) -> None:
+    one, two = Identity(clock, b"b" * 16), Identity(clock, b"b" * 16)
+    recipient = Recipient(one.digest, Keyset.decode(one.raw).hpke_xwing)
+    sealed = parse_request(seal_request(TERMS, b"{}", [recipient], os.urandom).raw)
+    assert open_request(sealed, one.digest, one.sealed_key).body == b"{}"
+    with pytest.raises(UnopenableError):
+        open_request(sealed, one.digest, two.sealed_key)
 
 
 def test_keys_reach_tls_without_touching_a_disk(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
