@@ -6,12 +6,28 @@ import click
 
 from billing.postgres.pool import Pool
 from cli.database import run_on_pool
-from gateway.postgres.standing import Held, StandingStore
+from cli.tables import print_table, shown
+from gateway.postgres.standing import Held, Listed, StandingStore
 
 
 @click.group()
 def command() -> None:
     """Look at workers' standing, and let suspended ones back."""
+
+
+@command.command("list")
+def list_command() -> None:
+    """List workers that have enrolled, with the wallets that were proven for them."""
+
+    async def work(pool: Pool) -> list[Listed]:
+        return await StandingStore(pool).workers()
+
+    rows = [
+        (str(one.worker_id), one.name, one.state, shown(one.wallet), one.tee_type, ",".join(one.models), one.url,
+         f"{one.enrolled_at:%Y-%m-%d %H:%M}")
+        for one in run_on_pool(work)
+    ]  # fmt: skip
+    print_table(("id", "name", "state", "wallet", "tee", "models", "url", "enrolled (UTC)"), rows)
 
 
 @command.command("standing")
@@ -28,7 +44,7 @@ def standing_command() -> None:
         state = f"suspended since {one.suspended_at:%Y-%m-%d %H:%M} UTC" if one.suspended_at else "in rotation"
         click.echo(
             f"{one.worker_id}  {one.name or '?'}  {state}  jobs {one.jobs}"
-            f"  claimed {one.claimed_nano} nano, booked {one.booked_nano}"
+            f"  claimed {one.claimed_nano} nano, booked {one.booked_nano}  wallet {shown(one.wallet)}"
         )
 
 

@@ -14,6 +14,7 @@ from gateway.recovery import Reconciler
 from gateway.settings import Settings
 from gateway.settle import Settler
 from gateway.signing import BatchSigner
+from gateway.wallet_keys import WalletDoor
 from workers.postgres.enrolments import EnrolmentStore
 from workers.redis.heartbeats import HeartbeatBus
 from workers.registry import Registry
@@ -27,7 +28,7 @@ class Services:
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: LeasedLedger,
         accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
         tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler,
-        signer: BatchSigner, pool: Pool,
+        signer: BatchSigner, pool: Pool, wallets: WalletDoor,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -45,4 +46,5 @@ class Services:
         self.reconciler = reconciler
         self.signer = signer
         self.pool = pool
+        self.wallets = wallets
         self.stopping = asyncio.Event()

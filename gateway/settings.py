@@ -4,6 +4,7 @@ This module alone reads the gateway's environment. A malformed value stops the s
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from cocoon.errors import CocoonError, MalformedError
 
 _NETWORK_SECRET_BYTES = 32
 _SEED_BYTES = 32
+_LOOPBACK_DOMAINS = ("127.0.0.1", "localhost")
+_DOMAIN = re.compile(r"[a-z0-9:][a-z0-9.:-]{0,127}")
 
 
 TOP_UP_DEFAULT = "Ask the operator of this gateway for credit; at zero, requests are answered 402 insufficient_quota."
@@ -75,6 +78,7 @@ class AlertSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway's configuration; durations in seconds.
 
+    `wallet_domains` are those that wallets may sign for to get a worker key; without any they get none.
     `gateway_key` (64 hexadecimal digits) signs tickets by the operator's `delegation`; both are None in development
     where nothing was said.
     """
@@ -101,6 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl_s: float
     lease_idle_s: float
     alerts: AlertSettings
+    wallet_domains: tuple[str, ...]
 
     @property
     def production(self) -> bool:
@@ -145,6 +150,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         lease_ttl_s=_number(env, "COCOON_LEASE_TTL_S", 60, low=1, high=3600),
         lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
         alerts=_alerts(env),
+        wallet_domains=_wallet_domains(env),
     )
 
 
@@ -204,6 +210,16 @@ def _alerts(env: Mapping[str, str]) -> AlertSettings:
         top_up=top_up,
         allow_private=_one_of(env, "COCOON_ALLOW_PRIVATE_WEBHOOKS", ("0", "1"), "0") == "1",
     )
+
+
+def _wallet_domains(env: Mapping[str, str]) -> tuple[str, ...]:
+    text = env.get("COCOON_WALLET_DOMAINS") or ""
+    if not text and env.get("COCOON_ENV") == "development":
+        return _LOOPBACK_DOMAINS
+    domains = tuple(domain.strip() for domain in text.split(",") if domain.strip())
+    if any(_DOMAIN.fullmatch(domain) is None for domain in domains):
+        raise SettingsError("COCOON_WALLET_DOMAINS are host names in lower case, separated by commas")
+    return domains
 
 
 def _upstreams(env: Mapping[str, str]) -> tuple[UpstreamSettings, ...]:

@@ -24,6 +24,7 @@ from cli.dev.service import Keeper, Service, all_ready
 from cli.dev.settings import DevSettings
 from cli.dev.state import DevError, DevFile, Ports, Secrets, StateDirectory
 from cli.dev.supervisor import MARKER, Supervisor
+from cli.dev.wallets import DevWallets
 from cli.operator_keys import delegation_of
 from cli.process import Launch, StopStep
 from cocoon.clock import Clock
@@ -65,6 +66,7 @@ class Network:
         self._rng = rng
         self._screen = screen
         self._operator = _key(secrets.operator_key)
+        self._wallets = DevWallets(state.root / "wallets", WORKERS, rng)
         self._supervisor: Supervisor | None = None
         self._ready = False
         self._written: DevFile | None = None
@@ -97,9 +99,9 @@ class Network:
         await seed(self._postgres.dsn, self._secrets, self._clock, self._rng)
         # Workers' certificates are their own; on loopback a health probe needs no more than an answer.
         async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False, verify=False) as client:  # noqa: S501
-            keepers = [supervisor.start(self._gateway(client))]
-            keepers += [supervisor.start(self._worker(name, client)) for name in WORKERS]
-            await all_ready(*keepers)
+            gateway = supervisor.start(self._gateway(client))
+            await self._enrol_wallets(gateway)
+            await all_ready(gateway, *(supervisor.start(self._worker(name, client)) for name in WORKERS))
             await self._all_routable(client)
             self._ready = True
             self.changed()
@@ -201,6 +203,18 @@ class Network:
             ready_s=WORKER_READY_SECONDS,
         )
 
+    async def _enrol_wallets(self, gateway: Keeper) -> None:
+        """Worker keys for wallets that have none: once in the life of a state directory.
+
+        Raises:
+            DevError: the gateway does not start, or refuses.
+        """
+        missing = await self._wallets.missing(self._postgres.dsn)
+        if missing:
+            await all_ready(gateway)
+        for name in missing:
+            await asyncio.to_thread(self._wallets.enrol, name, self._settings.origin, self._clock)
+
     def _keep_ports(self) -> None:
         ports = Ports(postgres=self._postgres.port, redis=self._redis.port, workers=self._worker_ports)
         self._state.keep_ports(ports)
@@ -266,6 +280,7 @@ class Network:
                 clock=self._clock,
             ),
             "COCOON_GLOBAL_ID": str(GLOBAL_ID),
+            "COCOON_WALLET_DOMAINS": ",".join(sorted({LOOPBACK, "localhost", self._settings.host.lower()})),
             "COCOON_ALLOW_PRIVATE_WORKERS": "1",
             "COCOON_ALLOW_PRIVATE_WEBHOOKS": "1",
         }
@@ -273,7 +288,7 @@ class Network:
     def _worker_environment(self, name: str, address: str) -> dict[str, str]:
         return {
             "COCOON_GATEWAY_URL": self._settings.origin,
-            "COCOON_WORKER_KEY": self._secrets.worker_key,
+            "COCOON_WORKER_KEY_FILE": str(self._wallets.key_file(name)),
             "COCOON_WORKER_NAME": name,
             "COCOON_WORKER_LISTEN": address,
             "COCOON_WORKER_CAPACITY": str(WORKER_CAPACITY),

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from cli.private_files import PRIVATE, write_private
 from cocoon.errors import CocoonError
 from cocoon.ids import ADMIN_KEY_PREFIX, API_KEY_PREFIX, WORKER_KEY_PREFIX, new_secret_key
 
-PRIVATE = 0o600
 SECRET_HEX = 64
 
 
@@ -200,18 +200,6 @@ def new_secrets(rng: random.Random) -> Secrets:
         postgres_password=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
         redis_password=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
     )
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Replace a file atomically, mode 0600 from its first byte on."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)
 
 
 def _read_holder(descriptor: int) -> Holder | None:

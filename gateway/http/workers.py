@@ -36,7 +36,7 @@ class WorkersController(Controller):
     async def enrol(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
         """Admit a worker: from now on it gets requests while its heartbeats arrive."""
         principal = worker_of(request, services)
-        asked: EnrolRequest = await _decoded(request, _enrol_decoder)
+        asked: EnrolRequest = await decoded(request, _enrol_decoder)
         worker = admit(
             asked,
             worker_id=worker_id_of(principal.key_id, asked.name),
@@ -62,7 +62,7 @@ class WorkersController(Controller):
     async def heartbeat(self, request: Request[Any, Any, Any], services: Services) -> None:
         """Note that a worker is alive and how loaded it is. 401 tells it to enrol again."""
         claims = _claims(request, services)
-        beat: Heartbeat = await _decoded(request, _heartbeat_decoder)
+        beat: Heartbeat = await decoded(request, _heartbeat_decoder)
         if not await _is_enrolled(services, claims):
             raise HeartbeatRefusedError
         try:
@@ -74,7 +74,7 @@ class WorkersController(Controller):
     async def receipts(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
         """Judge delivered receipts. Who was enrolled when it signed may deliver, whether or not it still is."""
         claims = _claims(request, services)
-        batch: ReceiptBatch = await _decoded(request, _receipts_decoder, BATCH_BYTES_MAX)
+        batch: ReceiptBatch = await decoded(request, _receipts_decoder, BATCH_BYTES_MAX)
         judged = await services.reconciler.judge(claims.worker_id, batch)
         verdicts = tuple(one.verdict for one in judged)
         charged = [None if one.charged is None else (one.head, one.charged) for one in judged]
@@ -91,7 +91,7 @@ class WorkersController(Controller):
     async def signatures(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
         """Sign the tickets that this worker was given by any gateway of the network."""
         claims = _claims(request, services)
-        asked: SignaturesRequest = await _decoded(request, _signatures_decoder, REQUEST_BYTES_MAX)
+        asked: SignaturesRequest = await decoded(request, _signatures_decoder, REQUEST_BYTES_MAX)
         answer = await services.signer.sign_tickets(claims.worker_id, asked)
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
@@ -112,9 +112,15 @@ async def _is_enrolled(services: Services, claims: TokenClaims) -> bool:
     return any(w.worker_id == claims.worker_id and w.keyset_digest == claims.keyset_digest for w in stored)
 
 
-async def _decoded(
+async def decoded(
     request: Request[Any, Any, Any], decoder: msgspec.json.Decoder[Any], bytes_max: int = CONTROL_BYTES_MAX
 ) -> Any:
+    """What `decoder` reads in a body of at most `bytes_max`.
+
+    Raises:
+        BodyTooLargeError: it is longer.
+        InvalidRequestError: it is not what the decoder reads.
+    """
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > bytes_max:
         raise BodyTooLargeError

@@ -222,9 +222,17 @@ def _operator_key(source: "_Variables", *, development: bool) -> bytes | None:
 
 
 def _worker_key(source: "_Variables") -> Secret:
-    key = source.required("COCOON_WORKER_KEY")
+    name, file = "COCOON_WORKER_KEY", source.text("COCOON_WORKER_KEY_FILE")
+    if file is not None and source.text(name) is None:
+        name = "COCOON_WORKER_KEY_FILE"
+        try:
+            key = Path(file).read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{name} cannot be read: {file}") from error
+    else:
+        key = source.required(name)
     if not is_secret_key(key) or not key.startswith(WORKER_KEY_PREFIX):
-        raise SettingsError(f"COCOON_WORKER_KEY is not a worker key ({WORKER_KEY_PREFIX}...)")
+        raise SettingsError(f"{name} is not a worker key ({WORKER_KEY_PREFIX}...)")
     return Secret(key)
 
 
