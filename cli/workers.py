@@ -1,4 +1,4 @@
-"""`cocoon workers`: what is held against workers, and the way back for one that is suspended."""
+"""`cocoon workers`: what workers showed, what is held against them, and the way back for one that is suspended."""
 
 import uuid
 
@@ -7,12 +7,34 @@ import click
 from billing.postgres.pool import Pool
 from cli.database import run_on_pool
 from cli.tables import print_table, shown
+from cocoon.clock import system_random
 from gateway.postgres.standing import Held, Listed, StandingStore
+from workers.postgres.attestations import Attestation, AttestationStore
 
 
 @click.group()
 def command() -> None:
-    """Look at workers' standing, and let suspended ones back."""
+    """Look at workers, their evidence and standing, and let suspended ones back."""
+
+
+@command.command("evidence")
+def evidence_command() -> None:
+    """List enrolled workers with what was found about their evidence, and workers refused in the last day."""
+
+    async def work(pool: Pool) -> list[Attestation]:
+        return await AttestationStore(pool, system_random()).list_all()
+
+    found = run_on_pool(work)
+    if not found:
+        click.echo("No worker has enrolled.")
+    for one in found:
+        until = f"  until {one.attested_until:%Y-%m-%d %H:%M:%S} UTC" if one.attested_until else ""
+        click.echo(f"{one.worker_id}  {one.name}  {one.outcome}  {one.tee_type} ({one.level}){until}  {one.url}")
+        for reason in one.reasons:
+            click.echo(f"    {one.outcome} because {reason.message} [{reason.code}]")
+        if one.refused_at is not None and one.outcome != "refused":
+            for reason in one.refusal:
+                click.echo(f"    refused at {one.refused_at:%H:%M:%S}: {reason.message} [{reason.code}]")
 
 
 @command.command("list")

@@ -6,6 +6,7 @@ from billing.leases import LeasedLedger
 from billing.postgres.account import Accounts
 from billing.postgres.pool import Pool
 from cocoon.clock import Clock
+from gateway.attestor import Attestor
 from gateway.auth import KeyTable
 from gateway.limiter import SlicedLimiter
 from gateway.pipeline import Pipeline
@@ -15,6 +16,7 @@ from gateway.settings import Settings
 from gateway.settle import Settler
 from gateway.signing import BatchSigner
 from gateway.wallet_keys import WalletDoor
+from workers.postgres.attestations import AttestationStore
 from workers.postgres.enrolments import EnrolmentStore
 from workers.redis.heartbeats import HeartbeatBus
 from workers.registry import Registry
@@ -28,7 +30,8 @@ class Services:
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: LeasedLedger,
         accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
         tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler,
-        signer: BatchSigner, pool: Pool, wallets: WalletDoor,
+        signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor,
+        attestations: AttestationStore,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -47,4 +50,6 @@ class Services:
         self.signer = signer
         self.pool = pool
         self.wallets = wallets
+        self.attestor = attestor
+        self.attestations = attestations
         self.stopping = asyncio.Event()

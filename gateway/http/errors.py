@@ -9,6 +9,7 @@ from cocoon import openai
 from cocoon.errors import CocoonError
 from cocoon.ton_proof import ProofRefusedError
 from cocoon.wallets import WalletError
+from gateway.attestor import AttestorBusyError
 from gateway.auth import ExpiredKeyError, InvalidKeyError, KeysStaleError, MissingKeyError, RoleForbiddenError
 from gateway.errors import (
     AnswerBrokenError,
@@ -41,6 +42,7 @@ from gateway.wallet_keys import (
     WalletsOffError,
 )
 from workers.errors import (
+    ChallengesFullError,
     EnrolmentRefusedError,
     EnrolmentStoreUnavailableError,
     HeartbeatRefusedError,
@@ -86,9 +88,11 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     InFlightError: (409, "invalid_request_error"),
     NotReplayableError: (409, "invalid_request_error"),
     BodyTooLargeError: (413, "invalid_request_error"),
+    ChallengesFullError: (429, "rate_limit_error"),
     RateLimitedError: (429, "rate_limit_error"),
     SpendLimitError: (429, "insufficient_quota"),
     AnswerBrokenError: (502, "server_error"),
+    AttestorBusyError: (503, "server_error"),
     OverloadedError: (503, "server_error"),
     SigningUnavailableError: (503, "server_error"),
     LedgerUnavailableError: (503, "server_error"),
