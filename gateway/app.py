@@ -9,13 +9,14 @@ import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Self, cast
 
+import httpx
 import msgspec
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
-from litestar.handlers import asgi
+from litestar.handlers import ASGIRouteHandler, asgi
 from litestar.openapi.config import OpenAPIConfig
 from litestar.router import Router as Routes
 from litestar.types import HTTPScope, Receive, Scope, Send
@@ -35,6 +36,7 @@ from billing.postgres.recoveries import Recoveries
 from cocoon import openai
 from cocoon.checkpoints import NoteSigner
 from cocoon.clock import Clock, SystemClock, system_random
+from cocoon.endpoints import ENDPOINTS, Endpoint
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.logs import configure_logging
 from cocoon.tracing import start_tracer
@@ -45,13 +47,14 @@ from gateway.client import Limits
 from gateway.http.account import AccountController
 from gateway.http.admin import AdminController, OrganisationsController
 from gateway.http.bodies import BodyRoom
-from gateway.http.chat import serve_chat
 from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
+from gateway.http.inference import serve_inference
 from gateway.http.log import LogController
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.uploads import read_before_refusing
+from gateway.http.wallets import WalletsController
 from gateway.http.workers import WorkersController
 from gateway.idempotency import Idempotency
 from gateway.limiter import SlicedLimiter
@@ -61,6 +64,7 @@ from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
 from gateway.postgres.spend import PostgresSpend
 from gateway.postgres.standing import StandingStore
+from gateway.postgres.wallets import WalletKeyStore
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
 from gateway.redis.slices import RedisSlices
@@ -70,11 +74,15 @@ from gateway.settle import SETTLE_S_MAX, Settler
 from gateway.signing import BatchSigner, GatewayKey, development_key
 from gateway.standing import Standing
 from gateway.stopping import graceful_stop
+from gateway.verifier import new_attestor
+from gateway.wallet_keys import Challenges, WalletDoor
 from workers.enrolments import upstream
+from workers.postgres.attestations import AttestationStore
 from workers.postgres.enrolments import EnrolmentListener, EnrolmentStore
 from workers.redis.heartbeats import HeartbeatBus
 from workers.registry import Registry
 from workers.routing import RetryBudget, Router
+from workers.targets import Upstream
 from workers.tokens import HeartbeatTokens
 from workers.transport import Transport
 
@@ -94,7 +102,7 @@ TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    LogController, WorkersController,
+    LogController, WorkersController, WalletsController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -120,13 +128,16 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
             gc.set_threshold(*GC_THRESHOLDS)
             yield
 
-    @asgi("/v1/chat/completions", copy_scope=False)
-    async def chat(scope: Scope, receive: Receive, send: Send) -> None:
-        await serve_chat(holder[0].pipeline, room, cast("HTTPScope", scope), receive, send)
+    def inference(endpoint: Endpoint) -> ASGIRouteHandler:
+        @asgi(endpoint.path, copy_scope=False)
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            await serve_inference(holder[0].pipeline, endpoint, room, cast("HTTPScope", scope), receive, send)
+
+        return serve
 
     plain = Routes("/", route_handlers=CONTROLLERS, middleware=[read_before_refusing])
     return Litestar(
-        route_handlers=[chat, plain, healthz, readyz],
+        route_handlers=[*(inference(endpoint) for endpoint in ENDPOINTS), plain, healthz, readyz],
         lifespan=[lifespan],
         dependencies={"services": Provide(lambda: holder[0], sync_to_thread=False)},
         exception_handlers={CocoonError: _typed_error, HTTPException: _framework_error, Exception: _unknown_error},
@@ -143,20 +154,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
     database_url, redis_url = settings.database_url.reveal(), settings.redis_url.reveal()
     network_secret = bytes.fromhex(settings.network_secret.reveal())
     keys, prices, registry = KeyTable(clock), Prices(), Registry(clock)
-    registry.set_upstreams(
-        upstream(
-            name=u.name, url=u.url, models=u.models, context_tokens=u.context_tokens, capacity=u.capacity,
-            api_key=u.api_key,
-        )
-        for u in settings.upstreams
-    )  # fmt: skip
-    limits = Limits(
-        first_byte_s=settings.first_byte_s,
-        idle_s=settings.idle_s,
-        request_s_max=settings.request_s_max,
-        keep_alive_s=settings.keep_alive_s,
-        exchanges_max=settings.exchanges_max,
-    )
+    registry.set_upstreams(_upstreams(settings))
     tracer = start_tracer("cocoon-gateway", settings.otlp_endpoint, _dice(rng))
     transport = Transport(clock, allow_private=settings.allow_private_workers)
     heartbeats = HeartbeatBus(redis_url, registry, clock, rng)
@@ -185,12 +183,18 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         )  # fmt: skip
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
-            idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=limits, over_claims=over_claims,
+            idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=_limits(settings),
+            over_claims=over_claims,
         )  # fmt: skip
+        attestor = new_attestor(settings, clock, await stack.enter_async_context(httpx.AsyncClient()))
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
             registry=registry,
-            enrolments=EnrolmentStore(pool, clock, allow_private=settings.allow_private_workers),
+            enrolments=EnrolmentStore(
+                pool, clock, allow_private=settings.allow_private_workers, policy_sha256=attestor.policy_sha256
+            ),
+            attestor=attestor,
+            attestations=AttestationStore(pool, rng),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, limiter=limiter,
             pipeline=pipeline,
             reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
@@ -198,11 +202,13 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             signer=signer,
             log_reader=LogReader(pool),
             log_verifier=log_signer.verifier,
+            wallets=_wallet_door(settings, pool, network_secret, clock, rng),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
-            database_url, registry, clock, rng, allow_private=settings.allow_private_workers
-        )
+            database_url, registry, clock, rng, allow_private=settings.allow_private_workers,
+            policy_sha256=attestor.policy_sha256,
+        )  # fmt: skip
         background = await stack.enter_async_context(_Background())
         background.start("signatures", signer.run)
         background.start("log", Sequencer(database_url, log_signer).run)
@@ -220,6 +226,26 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         # Read once it is known whose they are, so that a new process routes at once.
         background.start("heartbeats", heartbeats.run)
         yield services
+
+
+def _upstreams(settings: Settings) -> list[Upstream]:
+    return [
+        upstream(
+            name=u.name, url=u.url, models=u.models, context_tokens=u.context_tokens, capacity=u.capacity,
+            api_key=u.api_key,
+        )
+        for u in settings.upstreams
+    ]  # fmt: skip
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        first_byte_s=settings.first_byte_s,
+        idle_s=settings.idle_s,
+        request_s_max=settings.request_s_max,
+        keep_alive_s=settings.keep_alive_s,
+        exchanges_max=settings.exchanges_max,
+    )
 
 
 def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
@@ -243,6 +269,13 @@ def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
 def _log_signer(settings: Settings) -> NoteSigner:
     seed = bytes.fromhex(settings.log.seed.reveal())
     return NoteSigner(settings.log.origin, Ed25519PrivateKey.from_private_bytes(seed))
+
+
+def _wallet_door(settings: Settings, pool: Pool, network_secret: bytes, clock: Clock, rng: random.Random) -> WalletDoor:
+    return WalletDoor(
+        Challenges(network_secret, clock, rng), WalletKeyStore(pool, clock, rng), clock,
+        domains=settings.wallet_domains, global_id=settings.global_id,
+    )  # fmt: skip
 
 
 def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Random) -> LeasedLedger:

@@ -8,6 +8,7 @@ from billing.postgres.account import Accounts
 from billing.postgres.pool import Pool
 from cocoon.checkpoints import NoteVerifier
 from cocoon.clock import Clock
+from gateway.attestor import Attestor
 from gateway.auth import KeyTable
 from gateway.limiter import SlicedLimiter
 from gateway.pipeline import Pipeline
@@ -16,6 +17,8 @@ from gateway.recovery import Reconciler
 from gateway.settings import Settings
 from gateway.settle import Settler
 from gateway.signing import BatchSigner
+from gateway.wallet_keys import WalletDoor
+from workers.postgres.attestations import AttestationStore
 from workers.postgres.enrolments import EnrolmentStore
 from workers.redis.heartbeats import HeartbeatBus
 from workers.registry import Registry
@@ -29,7 +32,8 @@ class Services:
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: LeasedLedger,
         accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
         tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler,
-        signer: BatchSigner, pool: Pool, log_reader: LogReader, log_verifier: NoteVerifier,
+        signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor, attestations: AttestationStore,
+        log_reader: LogReader, log_verifier: NoteVerifier,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -49,4 +53,7 @@ class Services:
         self.pool = pool
         self.log_reader = log_reader
         self.log_verifier = log_verifier
+        self.wallets = wallets
+        self.attestor = attestor
+        self.attestations = attestations
         self.stopping = asyncio.Event()
