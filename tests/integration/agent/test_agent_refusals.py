@@ -8,6 +8,7 @@ import pytest
 
 from cocoon import hop
 from cocoon.clock import SystemClock, system_random
+from cocoon.endpoints import CHAT
 from cocoon.ids import new_job_id
 from cocoon.ticket import seal_ticket, ticket_key
 from tests.integration.agent.conftest import Launch
@@ -65,9 +66,10 @@ async def test_an_attempt_runs_once_and_another_attempt_of_its_job_may_run(peer:
         (b'{"model":"fake","messages":3}', 400, "invalid_request"),
         (b'{"model":"fake","messages":[{"role":"user","content":"\xff"}]}', 400, "invalid_request"),
         (b'{"model":"fake","messages":' + b"[" * 5000, 400, "invalid_request"),
-        (b'{"model":"fake","messages":[],"n":0}', 400, "invalid_request"),
-        (b'{"model":"fake","messages":[],"n":1000000}', 400, "invalid_request"),
-        (b'{"model":"fake","messages":[],"max_tokens":-5}', 403, "ticket_exhausted"),
+        (b'{"model":"fake","messages":[]}', 400, "empty_array"),
+        (b'{"model":"fake","messages":[{"role":"user"}],"n":0}', 400, "integer_out_of_range"),
+        (b'{"model":"fake","messages":[{"role":"user"}],"n":1000000}', 400, "integer_out_of_range"),
+        (b'{"model":"fake","messages":[{"role":"user"}],"max_tokens":-5}', 400, "integer_below_min_value"),
         (b'{"model":"other\\r\\nx-evil: 1","messages":[]}', 404, "model_not_found"),
     ],
 )
@@ -86,7 +88,7 @@ async def test_salts_and_paths_are_checked(peer: Peer, engine: FakeEngine) -> No
         connection.send(peer.request(b"", None, path="/get_server_info"))
         assert (await read_answer(connection)).status == 404
     async with peer.connected() as connection:
-        connection.send(b"GET " + hop.JOB_PATH.encode() + b" HTTP/1.1\r\nhost: w\r\n\r\n")
+        connection.send(b"GET " + CHAT.job_path.encode() + b" HTTP/1.1\r\nhost: w\r\n\r\n")
         assert (await read_answer(connection)).status == 405
     assert engine.seen == [seen for seen in engine.seen if seen.target == "/v1/models"]
 
@@ -94,7 +96,7 @@ async def test_salts_and_paths_are_checked(peer: Peer, engine: FakeEngine) -> No
 async def test_a_body_over_the_limit_is_refused_by_its_name_before_it_is_sent(peer: Peer) -> None:
     ticket = peer.sealed(peer.ticket(b""))
     async with peer.connected() as connection:
-        head = f"POST {hop.JOB_PATH} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
+        head = f"POST {CHAT.job_path} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
         connection.send(f"{head}content-length: {20 * 1024 * 1024 + 1}\r\n\r\n".encode())
         answer = await read_answer(connection)
     assert _refused(answer, 413, "body_too_large")
@@ -105,7 +107,7 @@ async def test_a_chunked_body_over_the_limit_is_cut_off(peer: Peer) -> None:
     ticket = peer.sealed(peer.ticket(b""))
     piece = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
     async with peer.connected() as connection:
-        head = f"POST {hop.JOB_PATH} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
+        head = f"POST {CHAT.job_path} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
         connection.send(f"{head}transfer-encoding: chunked\r\n\r\n".encode() + piece * 21)
         assert _refused(await read_answer(connection), 413, "body_too_large")
 
@@ -113,7 +115,7 @@ async def test_a_chunked_body_over_the_limit_is_cut_off(peer: Peer) -> None:
 async def test_an_upload_that_ends_early_is_not_taken_for_whole(peer: Peer, engine: FakeEngine) -> None:
     ticket = peer.sealed(peer.ticket(RAW))
     async with peer.connected() as connection:
-        head = f"POST {hop.JOB_PATH} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
+        head = f"POST {CHAT.job_path} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
         connection.send(f"{head}content-length: {len(RAW) + 10}\r\n\r\n".encode() + RAW)
         await asyncio.sleep(0)
     assert (await peer.post(RAW, ticket)).status == 200

@@ -31,8 +31,12 @@ INTERNAL = {
     "LeaseActiveError", "LeaseExhaustedError", "LeaseLostError",
     # Between the limiter and what it asks; a request is told in the limiter's own words.
     "SlicesUnavailableError", "SpendUnavailableError",
+    # A request's own judgement of its fields, which admission passes on as an `InvalidRequestError`.
+    "FieldError",
     # Start-up and commands; the gateway does not serve then.
     "MigrationError", "NotSuspendedError", "SettingsError",
+    # Of weights, which only agents and commands hold against a manifest.
+    "ManifestMismatchError",
     # Of sealed requests, which only clients and agents open.
     "ReplayedError", "UnopenableError",
     # Between the gateway and the receivers of alerts.
