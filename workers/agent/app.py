@@ -10,8 +10,9 @@ import structlog
 from cocoon import hop, telemetry
 from cocoon.canonical import base64url, from_base64url
 from cocoon.clock import Clock
+from cocoon.endpoints import BY_JOB_PATH, Endpoint
 from cocoon.errors import MalformedError
-from cocoon.openai import MAX_CHOICES, ChatRequest, decode_chat
+from cocoon.openai import FieldError, ModelRequest
 from cocoon.receipt_batch import STUB_CHARS_MAX
 from cocoon.sealed import CONTENT_TYPE as SEALED_TYPE
 from cocoon.ticket import Ticket
@@ -24,7 +25,7 @@ from workers.agent.exchange import Ending, Exchange, Job
 from workers.agent.keys import Identity
 from workers.agent.receipt_store import ReceiptStore
 from workers.agent.refusals import RefusedError
-from workers.agent.sealing import check_sealed, open_sealed, prompt_bound, read_sealed
+from workers.agent.sealing import check_sealed, open_sealed, read_sealed
 from workers.agent.signatures import Unsigned
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -77,11 +78,11 @@ class AgentApp:
         if scope["type"] != "http":
             return
         match scope["path"], scope["method"]:
-            case hop.JOB_PATH, "POST":
-                await self._job(scope, receive, send)
+            case path, "POST" if (endpoint := BY_JOB_PATH.get(path)) is not None:
+                await self._job(endpoint, scope, receive, send)
             case "/healthz", "GET":
                 await self._health(send)
-            case ((hop.JOB_PATH | "/healthz"), _):
+            case path, _ if path in BY_JOB_PATH or path == HEALTH_PATH:
                 await send_refusal(send, refusals.WRONG_METHOD, body_read=False)
             case _:
                 await send_refusal(send, refusals.NOT_FOUND, body_read=False)
@@ -91,7 +92,7 @@ class AgentApp:
         body = {"status": state, "running": self._admission.running, "capacity": self._admission.capacity}
         await send_json(send, 200 if state == "ok" else 503, msgspec.json.encode(body), [])
 
-    async def _job(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _job(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         body: bytes | None = None
         started = _StartWatcher(send)
         try:
@@ -103,7 +104,7 @@ class AgentApp:
             if not self._engine.ready:
                 raise RefusedError(refusals.ENGINE_UNAVAILABLE)
             body = await read_body(scope, receive)
-            job = self._admitted_job(scope, ticket, ticket_bytes, identity, body)
+            job = self._admitted_job(endpoint, scope, ticket, ticket_bytes, identity, body)
             self._check_signed()
             with self._admission.slot(ticket, identity):
                 if job.sealed is not None:
@@ -129,7 +130,9 @@ class AgentApp:
         if not self._unsigned.accepting:
             raise RefusedError(refusals.UNSIGNED)
 
-    def _admitted_job(self, scope: Scope, ticket: Ticket, ticket_bytes: bytes, identity: Identity, body: bytes) -> Job:
+    def _admitted_job(
+        self, endpoint: Endpoint, scope: Scope, ticket: Ticket, ticket_bytes: bytes, identity: Identity, body: bytes
+    ) -> Job:
         """The job in a body, which the ticket is for.
 
         Raises:
@@ -137,33 +140,36 @@ class AgentApp:
         """
         if header(scope, "content-type") != SEALED_TYPE:
             self._admission.check_body(ticket, body)
-            return self._read_job(scope, ticket, ticket_bytes, identity, body)
+            return self._read_job(endpoint, scope, ticket, ticket_bytes, identity, body)
         request = read_sealed(ticket, body)
         opened = open_sealed(ticket, request, identity, self._clock.now().timestamp())
-        job = self._read_job(scope, ticket, ticket_bytes, identity, opened.body)
+        job = self._read_job(endpoint, scope, ticket, ticket_bytes, identity, opened.body)
         check_sealed(
-            ticket,
             opened,
+            endpoint,
             job.request,
-            prompt_bound=prompt_bound(job.request, opened.body, self._context_tokens),
+            context_tokens=self._context_tokens,
             manifest=identity.keyset.model_manifest_sha256,
         )
         return msgspec.structs.replace(job, sealed=opened, salt=opened.secret, salt_header=None)
 
-    def _read_job(self, scope: Scope, ticket: Ticket, ticket_bytes: bytes, identity: Identity, body: bytes) -> Job:
+    def _read_job(
+        self, endpoint: Endpoint, scope: Scope, ticket: Ticket, ticket_bytes: bytes, identity: Identity, body: bytes
+    ) -> Job:
         """What the body and the headers say.
 
         Raises:
-            RefusedError: not a chat request, for another model, or more choices than the ticket has tokens.
+            RefusedError: not a request of this endpoint, for another model, or more choices than the ticket has tokens.
         """
         try:
-            request = decode_chat(body)
+            request = endpoint.decode(body)
+            request.check()
+        except FieldError as error:
+            raise RefusedError(refusals.bad_field(error)) from error
         except MalformedError as error:
             raise RefusedError(refusals.BAD_BODY) from error
         if request.model != self._served_model:
             raise RefusedError(refusals.unknown_model(self._served_model))
-        if not 1 <= request.choices <= MAX_CHOICES:
-            raise RefusedError(refusals.BAD_CHOICES)
         salt, salt_header = self._salt(header(scope, hop.SALT_HEADER))
         incoming = header(scope, "traceparent")
         trace = self._tracer.begin(incoming)
@@ -175,6 +181,7 @@ class AgentApp:
             stub=_stub(header(scope, hop.STUB_HEADER)),
             identity=identity,
             body=body,
+            endpoint=endpoint,
             request=request,
             completion_max=_completion_max(ticket, request),
             salt=salt,
@@ -248,7 +255,7 @@ def _stub(given: str | None) -> str:
     return given or ""
 
 
-def _completion_max(ticket: Ticket, request: ChatRequest) -> int:
+def _completion_max(ticket: Ticket, request: ModelRequest) -> int:
     """Tokens per choice: what the client asks for, within an equal share of the ticket.
 
     Raises:
@@ -264,7 +271,7 @@ def _completion_max(ticket: Ticket, request: ChatRequest) -> int:
 
 def _spans(job: Job, ending: Ending) -> list[SpanRecord]:
     attributes: Mapping[str, Attribute] = {
-        telemetry.OPERATION: "chat",
+        telemetry.OPERATION: job.endpoint.operation,
         telemetry.REQUEST_MODEL: job.request.model,
         telemetry.REQUEST_MAX_TOKENS: job.completion_max,
         telemetry.RESPONSE_FINISH_REASONS: (ending.finish_reason,),

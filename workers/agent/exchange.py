@@ -13,8 +13,9 @@ import structlog
 
 from cocoon import hop
 from cocoon.clock import Clock, unix_ms
+from cocoon.endpoints import Endpoint
 from cocoon.errors import CocoonError, MalformedError
-from cocoon.openai import ChatRequest
+from cocoon.openai import ModelRequest
 from cocoon.receipt import SEAL_PLAIN, SEAL_SEALED, Commitment, ReceiptBody
 from cocoon.sealed import CONTENT_TYPE as SEALED_TYPE
 from cocoon.sealed import SECRET_BYTES, OpenedRequest, RandomBytes
@@ -68,7 +69,8 @@ class Job(msgspec.Struct, frozen=True):
     stub: str
     identity: Identity
     body: bytes
-    request: ChatRequest
+    endpoint: Endpoint
+    request: ModelRequest
     completion_max: int
     salt: bytes
     salt_header: str | None
@@ -130,6 +132,7 @@ class Exchange:
         self._seconds_max = seconds_max
         self._call = EngineCall(
             body=job.body,
+            endpoint=job.endpoint,
             request=job.request,
             completion_max=job.completion_max,
             rid=job.rid,
@@ -231,15 +234,13 @@ class Exchange:
     async def _received(self, generation: Generation, send: Send) -> bytes:
         """What the engine sends next; meanwhile, sealed data that waits for its time is sent when it has come."""
         sealed = self._sealed
-        if sealed is None or not sealed.waits:
-            return await generation.read()
-        reading = asyncio.ensure_future(generation.read())
-        try:
-            while sealed.waits and not (await asyncio.wait([reading], timeout=sealed.wait_s))[0]:
+        while sealed is not None and sealed.waits:
+            try:
+                async with asyncio.timeout(sealed.wait_s):
+                    return await generation.read()
+            except TimeoutError:
                 await self._flush(send)
-            return await reading
-        finally:
-            reading.cancel()
+        return await generation.read()
 
     async def _flush(self, send: Send) -> None:
         """What is ready, whole events and the counts in one write."""
@@ -288,7 +289,10 @@ class Exchange:
             return
         headers = [
             (b"content-type", hop.CONTENT_TYPE.encode()),
-            (hop.ANSWER_TYPE_HEADER.encode(), (self._sink.content_type if self._sealed is None else SEALED_TYPE).encode()),
+            (
+                hop.ANSWER_TYPE_HEADER.encode(),
+                (self._sink.content_type if self._sealed is None else SEALED_TYPE).encode(),
+            ),
         ]
         if self._job.salt_header is not None:
             headers.append((hop.SALT_HEADER.encode(), self._job.salt_header.encode()))
@@ -400,9 +404,7 @@ def _sealed_trailer(signed: SignedReceipt, usage: TokenUsage, finish_reason: str
         v=1,
         usage=usage,
         finish_reason=finish_reason,
-        receipt=SealedReceipt(
-            ticket=signed.ticket, head=signed.head, signature=signed.signature, body=signed.body
-        ),
+        receipt=SealedReceipt(ticket=signed.ticket, head=signed.head, signature=signed.signature, body=signed.body),
     )
 
 

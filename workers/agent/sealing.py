@@ -6,11 +6,13 @@ signed a ticket for the header, and sees nothing of the body.
 
 from cocoon import sealed
 from cocoon.clock import Clock
+from cocoon.endpoints import Endpoint
 from cocoon.errors import MalformedError
-from cocoon.openai import ChatRequest
+from cocoon.openai import FieldError, ModelRequest, PromptTerms
 from cocoon.sealed import OpenedRequest, SealedRequest, UnopenableError
 from cocoon.sealed_answer import FRAME_BYTES_MAX, PAD_BYTES, AnswerSealer
 from cocoon.sealed_trailer import AnswerTrailer
+from cocoon.splice import members
 from cocoon.ticket import Ticket
 from cocoon.usage import TokenUsage
 from workers.agent import refusals
@@ -21,6 +23,8 @@ COALESCE_S = 0.02
 """Frames of an answer are at least this far apart: one frame for each token would tell the token's length."""
 REFUSED = "refused"
 _DATA_BYTES_MAX = FRAME_BYTES_MAX - PAD_BYTES
+_PROMPTS = {"chat": "messages", "completions": "prompt", "embeddings": "input"}
+"""The member that is the prompt, by endpoint: a body that has another one as well could be read as two requests."""
 
 
 def read_sealed(ticket: Ticket, body: bytes) -> SealedRequest:
@@ -56,29 +60,35 @@ def open_sealed(ticket: Ticket, request: SealedRequest, identity: Identity, now_
 
 
 def check_sealed(
-    ticket: Ticket, opened: OpenedRequest, request: ChatRequest, *, prompt_bound: int, manifest: bytes
+    opened: OpenedRequest, endpoint: Endpoint, request: ModelRequest, *, context_tokens: int, manifest: bytes
 ) -> None:
     """Check the opened body against its clear header, before any of it reaches the engine.
 
-    `prompt_bound` is what its prompt can have in tokens. The gateway bounds the prompts that it reads in the same way;
-    of this one it knows only what the client said.
+    The header does not name the endpoint: the body has to be one that only this endpoint reads. Its `max_prompt` has
+    to cover the body's bytes, as the gateway has it of the prompts that it can read, so that no prefill is for nothing.
 
     Raises:
-        RefusedError: they differ, or the prompt can be longer than the ticket pays for.
+        RefusedError: they differ.
     """
+    header = opened.header
     try:
+        prompts = {member.key for member in members(opened.body) if member.key in _PROMPTS.values()}
+        if prompts != {_PROMPTS[endpoint.name]}:
+            raise MalformedError("the body is for another endpoint")
         sealed.check_inner(
-            opened.header,
+            header,
             model=request.model,
-            n=request.choices,
+            n=request.copies,
             stream=request.streams,
             completion_each=request.asked_completion,
             manifest=manifest,
         )
+        if request.prompt_max(len(opened.body), PromptTerms(context_tokens, 0, 0)) > header.max_prompt:
+            raise RefusedError(refusals.OVER_PROMPT)
+    except FieldError as error:
+        raise RefusedError(refusals.bad_field(error)) from error
     except MalformedError as error:
         raise RefusedError(refusals.OTHER_TERMS) from error
-    if prompt_bound > ticket.max_prompt:
-        raise RefusedError(refusals.OVER_PROMPT)
 
 
 class SealedAnswer:
@@ -126,9 +136,7 @@ class SealedAnswer:
         self._due_at = self._clock.monotonic() + COALESCE_S
         parts = [] if self._begun else [self._sealer.prelude]
         self._begun = True
-        parts += [
-            self._sealer.frame(whole[at : at + _DATA_BYTES_MAX]) for at in range(0, len(whole), _DATA_BYTES_MAX)
-        ]
+        parts += [self._sealer.frame(whole[at : at + _DATA_BYTES_MAX]) for at in range(0, len(whole), _DATA_BYTES_MAX)]
         return b"".join(parts)
 
     def end(self, trailer: AnswerTrailer) -> bytes:

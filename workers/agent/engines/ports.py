@@ -5,8 +5,9 @@ from typing import ClassVar, Protocol
 
 import msgspec
 
+from cocoon.endpoints import Endpoint
 from cocoon.errors import CocoonError
-from cocoon.openai import ChatRequest
+from cocoon.openai import ModelRequest
 
 
 class EngineError(CocoonError):
@@ -57,7 +58,8 @@ class EngineCall(msgspec.Struct, frozen=True):
     """One job for an engine. `completion_max` is per choice; `rid` names the job in the engine."""
 
     body: bytes
-    request: ChatRequest
+    endpoint: Endpoint
+    request: ModelRequest
     completion_max: int
     rid: str
     traceparent: str | None
@@ -74,7 +76,7 @@ class Generation(Protocol):
     """An answer that the engine has begun."""
 
     async def read(self) -> bytes:
-        """More bytes of the event stream, b"" at its end.
+        """More bytes of the event stream, b"" at its end. Cancelling it loses nothing: the next call goes on.
 
         Raises:
             EngineError: the engine went away, or was silent for too long.
