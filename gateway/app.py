@@ -55,11 +55,13 @@ from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
+from gateway.postgres.sealed_jobs import PostgresJobBook
 from gateway.postgres.spend import PostgresSpend
 from gateway.postgres.standing import StandingStore
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
 from gateway.redis.slices import RedisSlices
+from gateway.sealed import SealedRequests
 from gateway.services import Services
 from gateway.settings import Settings, SettingsError, read_settings
 from gateway.settle import SETTLE_S_MAX, Settler
@@ -184,6 +186,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
             idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=limits, over_claims=over_claims,
+            sealed=SealedRequests(await stack.enter_async_context(PostgresJobBook(pool)), clock),
         )  # fmt: skip
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),

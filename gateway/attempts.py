@@ -23,6 +23,7 @@ from gateway.deadline import Deadline
 from gateway.errors import AnswerBrokenError, UpstreamRefusedError
 from gateway.exchange import Event
 from gateway.quotes import PriceLimit, price_at, quote_for, require_offered
+from gateway.sealed import RecipientsGoneError
 from gateway.stubs import Stub, seal_stub, stub_key
 from gateway.walk import Call, Walk
 from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
@@ -131,10 +132,13 @@ class Attempts:
                 prompt_tokens_bound=admission.bounds.prompt,
                 quote=quote,
                 cheapest=cheapest,
+                keysets=None if walk.sealed is None else frozenset(walk.sealed.header.keyset_digests),
             )
         except (NoWorkerError, WorkersBusyError, ModelNotFoundError) as error:
             if failure is not None:
                 raise _exhausted(failure) from None
+            if walk.sealed is not None and not isinstance(error, WorkersBusyError):
+                raise RecipientsGoneError from None
             # The model has a price, so it exists: only nobody serves it now.
             raise (NoWorkerError() if isinstance(error, ModelNotFoundError) else error) from None
         price = price_at(dispatch.target, request.model, offer.price) if asked else offer.price
@@ -163,6 +167,7 @@ class Attempts:
             stub=stub,
             salt=call.salt,
             traceparent=walk.trace.child_header if walk.trace.sampled else call.traceparent,
+            sealed=walk.sealed is not None,
         )
         if isinstance(target, Upstream) and not request.streams:
             deadline.expect_silence()
@@ -193,7 +198,7 @@ class Attempts:
     def _refused(self, attempt: Attempt, error: RefusedError) -> CocoonError:
         if error.status in _REQUESTS_FAULT:
             attempt.failed(DispatchOutcome.OK)
-            return UpstreamRefusedError(error.status, error.body)
+            return UpstreamRefusedError(error.status, error.body, sealed=error.sealed)
         if error.status in _BUSY:
             retry_after_s = error.retry_after_s or COOLDOWN_S_DEFAULT
             attempt.failed(DispatchOutcome.THROTTLED, retry_after_s)
@@ -204,7 +209,7 @@ class Attempts:
     def _ticket(self, worker: Worker, attempt: Attempt, walk: Walk, admission: Admission) -> tuple[str, str]:
         """The ticket's header and its stub's."""
         assert walk.principal is not None, "dispatched requests have a payer"
-        digest = worker.keyset_digest
+        digest = attempt.dispatch.keyset_digest or worker.keyset_digest
         keys = self._keys.get(digest)
         if keys is None:
             if len(self._keys) >= KEYSETS_MAX:
@@ -221,7 +226,7 @@ class Attempts:
             max_prompt=admission.bounds.prompt,
             max_completion=admission.bounds.completion,
             not_after=int(self._clock.now().timestamp() + self._ticket_s),
-            request_digest=plain_request_digest(walk.body),
+            request_digest=plain_request_digest(walk.body) if walk.sealed is None else walk.sealed.digest,
         )
         stub = Stub(
             customer_id=walk.principal.customer_id,
