@@ -28,7 +28,7 @@ from gateway.stubs import Stub, seal_stub, stub_key
 from gateway.walk import Call, Walk
 from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
 from workers.routing import DispatchOutcome, RetryBudget, Router
-from workers.targets import Upstream, Worker
+from workers.targets import Requirement, Upstream, Worker
 from workers.transport import (
     ANSWER_BYTES_MAX,
     Batch,
@@ -51,11 +51,14 @@ log = structlog.get_logger()
 
 
 class Attempts:
-    """Routing with retries, on top of router and transport."""
+    """Routing with retries, on top of router and transport.
+
+    `sealed_require` is the evidence without which no worker gets a sealed request, whoever it was sealed for.
+    """
 
     def __init__(
         self, router: Router, transport: Transport, budget: RetryBudget, clock: Clock, *,
-        network_secret: bytes, global_id: int, request_s_max: float,
+        network_secret: bytes, global_id: int, request_s_max: float, sealed_require: Requirement = "any",
     ) -> None:  # fmt: skip
         self._router = router
         self._transport = transport
@@ -63,6 +66,7 @@ class Attempts:
         self._clock = clock
         self._network_secret = network_secret
         self._global_id = global_id
+        self._sealed_require: Requirement = sealed_require
         self._ticket_s = request_s_max + TICKET_MARGIN_S
         self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
 
@@ -126,7 +130,7 @@ class Attempts:
             dispatch = self._router.choose(
                 request.model,
                 exclude=frozenset(excluded),
-                require=provider.require,
+                require=provider.require if walk.sealed is None else self._sealed_require,
                 only=provider.only,
                 ignore=provider.ignore,
                 prompt_tokens_bound=admission.bounds.prompt,
