@@ -7,6 +7,7 @@ import msgspec
 from cocoon.endpoints import Endpoint
 from cocoon.errors import CocoonError
 from cocoon.openai import ModelRequest
+from cocoon.sealed import SealedRequest
 from cocoon.tracing import Trace
 from gateway.admission import Admission
 from gateway.attempt import Attempt
@@ -29,6 +30,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: bytes | None = None
     max_price: str | None = None
     manifest: str | None = None
+    sealed: bool = False
 
 
 class Walk:
@@ -36,7 +38,7 @@ class Walk:
 
     __slots__ = (
         "admission", "attempt", "body", "endpoint", "error", "exchange", "failed", "job_id", "manifest", "name",
-        "permit", "principal", "request", "trace", "turn",
+        "permit", "principal", "request", "sealed", "trace", "turn",
     )  # fmt: skip
 
     def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace, endpoint: Endpoint) -> None:
@@ -50,6 +52,7 @@ class Walk:
         """The digest of the only model manifest that will do."""
         self.principal: Principal | None = None
         self.request: ModelRequest | None = None
+        self.sealed: SealedRequest | None = None
         self.turn: Turn | None = None
         self.permit: Permit | None = None
         self.admission: Admission | None = None

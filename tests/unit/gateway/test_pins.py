@@ -16,6 +16,13 @@ def test_body_and_header_pin_the_same() -> None:
         assert read_pin(provider, header) == bytes.fromhex(ONE)
 
 
+def test_what_a_request_is_sealed_for_is_a_pin() -> None:
+    sealed = bytes.fromhex(ONE)
+    assert read_pin(None, None, sealed) == read_pin(None, ONE, sealed) == sealed
+    with pytest.raises(InvalidRequestError):
+        read_pin(None, OTHER, sealed)
+
+
 @pytest.mark.parametrize(
     ("body", "header"), [(ONE, OTHER), ("", None), (None, ""), (ONE.upper().replace("0", "A"), None), (None, ONE + "0")]
 )
