@@ -18,7 +18,7 @@ def read_pin(provider: Provider | None, header: str | None, sealed: bytes | None
     named = provider.model_manifest if provider is not None else None
     if named is None and header is None:
         return sealed
-    pins = set() if sealed is None else {sealed}
+    pins: set[bytes] = set() if sealed is None else {sealed}
     pins |= {_digest(text, param) for text, param in ((named, PARAM), (header, HEADER)) if text is not None}
     if len(pins) > 1:
         raise InvalidRequestError("The request pins different manifests.", param=PARAM, code="invalid_value")
