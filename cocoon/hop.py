@@ -26,7 +26,6 @@ STUB_HEADER = "x-cocoon-ticket-stub"
 SALT_HEADER = "x-cocoon-salt"
 ANSWER_TYPE_HEADER = "x-cocoon-answer-type"
 """Content type of the data inside the frames."""
-JOB_PATH = "/v1/jobs/chat/completions"
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 TRAILER_BYTES_MAX = 64 * 1024
 

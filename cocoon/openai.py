@@ -1,10 +1,10 @@
 """What we need to know of the OpenAI API: the few request fields we act on, chunks, and the error shape.
 
 Requests keep their bytes; these types only look. Unknown fields are tolerated everywhere (they are the engine's
-business); fields we act on must have the right type.
+business); fields we act on must have the right type. `cocoon.endpoints` says which request belongs to which path.
 """
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
 
@@ -12,6 +12,7 @@ from cocoon.errors import MalformedError
 
 MAX_CHOICES = 16
 """Largest `n`."""
+MESSAGES_MAX = 100_000
 NanoLimit = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -67,15 +68,35 @@ class Provider(msgspec.Struct, frozen=True):
     model_manifest: str | None = None
 
 
-class ChatRequest(msgspec.Struct, frozen=True):
-    """The fields of `POST /v1/chat/completions` that we act on."""
+class FieldError(MalformedError):
+    """A field of a request has an impossible value. `param` names it, `reason` is a stable code."""
+
+    code: ClassVar[str] = "invalid_request"
+
+    def __init__(self, message: str, *, param: str, reason: str) -> None:
+        super().__init__(message)
+        self.param = param
+        self.reason = reason
+
+
+class PromptTerms(msgspec.Struct, frozen=True):
+    """What a model adds to the tokens of a prompt, and the most that it takes, all in tokens."""
+
+    context: int
+    base: int
+    per_message: int
+
+
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the requests of all endpoints share, and what each has to say about its own worst case."""
+
+    completion_default: ClassVar[int | None] = None
+    """Tokens per choice when no maximum is named, where the API itself says so; None leaves it to the model."""
 
     model: str
-    messages: list[Message]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
-    max_completion_tokens: int | None = None
     n: int | None = None
     user: str | None = None
     provider: Provider | None = None
@@ -91,9 +112,49 @@ class ChatRequest(msgspec.Struct, frozen=True):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
-    def choices(self) -> int:
-        """`n`, one when absent."""
+    def copies(self) -> int:
+        """Answers to each prompt: `n`, one when absent."""
         return 1 if self.n is None else self.n
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts are answered, each by itself."""
+        return 1
+
+    @property
+    def choices(self) -> int:
+        """Completions that an engine generates at most, over all prompts."""
+        return self.copies
+
+    @property
+    def asked_completion(self) -> int | None:
+        """The most tokens per choice, None when no maximum was given."""
+        return self.max_tokens
+
+    def prompt_max(self, body_bytes: int, terms: PromptTerms) -> int:
+        """Tokens that the prompts have at most. `body_bytes` is the length of the whole body.
+
+        Raises:
+            FieldError: the prompt cannot be read.
+        """
+        del body_bytes
+        return terms.context * self.prompts
+
+    def check(self) -> None:
+        """Look at the values; types were looked at before.
+
+        Raises:
+            FieldError: one is impossible.
+        """
+        if not self.model:
+            raise FieldError("model must not be empty.", param="model", reason="invalid_value")
+
+
+class ChatRequest(ModelRequest, frozen=True, kw_only=True):
+    """The fields of `POST /v1/chat/completions` that we act on."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
 
     @property
     def asked_completion(self) -> int | None:
@@ -102,6 +163,61 @@ class ChatRequest(msgspec.Struct, frozen=True):
         if one is None or other is None:
             return other if one is None else one
         return max(one, other)
+
+    def prompt_max(self, body_bytes: int, terms: PromptTerms) -> int:
+        """Bytes bound tokens; what is not text counts as the whole context (PROTOCOL §2)."""
+        if self._has_media():
+            return terms.context
+        return min(terms.context, body_bytes + terms.per_message * len(self.messages) + terms.base)
+
+    def check(self) -> None:
+        """Messages there, maxima and `n` in their ranges."""
+        ModelRequest.check(self)
+        if not self.messages:
+            raise FieldError("messages must not be empty.", param="messages", reason="empty_array")
+        if len(self.messages) > MESSAGES_MAX:
+            raise FieldError(f"More than {MESSAGES_MAX} messages.", param="messages", reason="array_too_long")
+        require_positive("max_tokens", self.max_tokens)
+        require_positive("max_completion_tokens", self.max_completion_tokens)
+        require_choices("n", self.copies)
+
+    def _has_media(self) -> bool:
+        """Whether anything but text is in the prompt. Unreadable content counts as media: the bound must hold."""
+        for message in self.messages:
+            if message.has_attachments:
+                return True
+            content = bytes(message.content)
+            if content[:1] not in {b'"', b"n"}:
+                try:
+                    parts = parts_decoder.decode(content)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                    raise FieldError(
+                        "content must be a string or an array of parts with a type.",
+                        param="messages", reason="invalid_type",
+                    ) from error  # fmt: skip
+                if any(part.type not in {"text", "refusal"} for part in parts):
+                    return True
+        return False
+
+
+def require_positive(name: str, value: int | None) -> None:
+    """Refuse a maximum that is there and below one.
+
+    Raises:
+        FieldError: it is.
+    """
+    if value is not None and value < 1:
+        raise FieldError(f"{name} must be at least 1.", param=name, reason="integer_below_min_value")
+
+
+def require_choices(name: str, value: int) -> None:
+    """Refuse a number of answers out of range.
+
+    Raises:
+        FieldError: it is.
+    """
+    if not 1 <= value <= MAX_CHOICES:
+        raise FieldError(f"{name} must lie between 1 and {MAX_CHOICES}.", param=name, reason="integer_out_of_range")
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -149,31 +265,9 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
-chat_request_decoder = msgspec.json.Decoder(ChatRequest)
 chunk_decoder = msgspec.json.Decoder(Chunk)
 parts_decoder = msgspec.json.Decoder(list[ContentPart])
 any_decoder = msgspec.json.Decoder(Any)
-
-
-def decode_chat(body: bytes) -> ChatRequest:
-    """The request in a client's body.
-
-    Raises:
-        MalformedError: not UTF-8, not JSON, nested too deeply, or a field we act on has the wrong type. The message
-            names the place and may be shown to the client.
-    """
-    try:
-        if not body.isascii():
-            body.decode()
-        return chat_request_decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise MalformedError(str(error)) from error
-    except msgspec.DecodeError as error:
-        raise MalformedError("the body is not valid JSON") from error
-    except UnicodeDecodeError as error:
-        raise MalformedError("the body is not valid UTF-8") from error
-    except RecursionError as error:
-        raise MalformedError("the body is nested too deeply") from error
 
 
 def decode_chunk(payload: bytes) -> Chunk:

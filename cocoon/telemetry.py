@@ -4,7 +4,6 @@
 holds a prompt, a completion or a key.
 """
 
-SPAN_REQUEST = "chat"
 SPAN_AUTHENTICATE = "authenticate"
 SPAN_ADMIT = "admit"
 SPAN_ROUTE = "route"

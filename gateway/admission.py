@@ -2,6 +2,7 @@
 
 The prompt's tokens are not known before the engine has counted them, so its bound is its bytes (no tokenizer
 makes more tokens than bytes) plus what the template adds; a modality that is not text counts as the whole context.
+Each endpoint's request knows its own (`cocoon.openai.ModelRequest.prompt_max`).
 """
 
 import uuid
@@ -10,15 +11,13 @@ import msgspec
 
 from billing.ports import HoldRequest, Ledger
 from billing.pricing import ModelOffer, PriceBook
-from cocoon import openai
+from cocoon.endpoints import Endpoint
 from cocoon.money import NUMERATOR_PER_NANO, Amount, ceiling
-from cocoon.openai import ChatRequest
+from cocoon.openai import FieldError, ModelRequest, PromptTerms
 from cocoon.usage import TokenUsage
 from gateway.auth import Principal
 from gateway.errors import InvalidRequestError, ModelForbiddenError, ModelUnknownError
 from gateway.quotes import PriceLimit, ceiling_of
-
-MESSAGES_MAX = 100_000
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -53,7 +52,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     limit: PriceLimit | None = None
 
 
-def parse_chat(body: bytes) -> ChatRequest:
+def parse_request(endpoint: Endpoint, body: bytes) -> ModelRequest:
     """Decode what we act on.
 
     Raises:
@@ -62,7 +61,8 @@ def parse_chat(body: bytes) -> ChatRequest:
     try:
         if not body.isascii():
             body.decode()
-        request = openai.chat_request_decoder.decode(body)
+        request = endpoint.decoder.decode(body)
+        request.check()
     except UnicodeDecodeError:
         raise InvalidRequestError("The body is not valid UTF-8.", code="invalid_utf8") from None
     except msgspec.ValidationError as error:
@@ -73,7 +73,8 @@ def parse_chat(body: bytes) -> ChatRequest:
         raise InvalidRequestError(message + ".", param=param, code="invalid_type") from None
     except (msgspec.DecodeError, RecursionError):
         raise InvalidRequestError("The body is not valid JSON.", code="invalid_json") from None
-    _check_values(request)
+    except FieldError as error:
+        raise _invalid(error) from None
     return request
 
 
@@ -92,11 +93,11 @@ def choose_offer(prices: PriceBook, principal: Principal, model: str) -> ModelOf
     return offer
 
 
-def bound(request: ChatRequest, body: bytes, offer: ModelOffer) -> Bounds:
+def bound(request: ModelRequest, body: bytes, offer: ModelOffer) -> Bounds:
     """Token bounds before the balance is looked at.
 
     Raises:
-        InvalidRequestError: more tokens asked for than the model's context has.
+        InvalidRequestError: more tokens asked for than the model's context has, or a prompt that cannot be read.
     """
     context = offer.context_tokens
     asked = request.asked_completion
@@ -106,10 +107,16 @@ def bound(request: ChatRequest, body: bytes, offer: ModelOffer) -> Bounds:
             param="max_tokens" if request.max_tokens is not None else "max_completion_tokens",
             code="context_length_exceeded",
         )
-    per_choice = min(asked if asked is not None else offer.default_max_completion, context)
-    template = offer.template_tokens_per_message * len(request.messages) + offer.base_tokens
-    prompt = context if _has_media(request) else min(context, len(body) + template)
-    return Bounds(prompt=prompt, completion=per_choice * request.choices, choices=request.choices)
+    if asked is None:
+        asked = request.completion_default or offer.default_max_completion
+    choices = request.choices
+    try:
+        prompt = request.prompt_max(
+            len(body), PromptTerms(context, offer.base_tokens, offer.template_tokens_per_message)
+        )
+    except FieldError as error:
+        raise _invalid(error) from None
+    return Bounds(prompt=prompt, completion=min(asked, context) * choices, choices=choices)
 
 
 def worst_cost(bounds: Bounds, offer: ModelOffer, limit: PriceLimit | None) -> Amount:
@@ -119,7 +126,7 @@ def worst_cost(bounds: Bounds, offer: ModelOffer, limit: PriceLimit | None) -> A
 
 
 async def hold_credit(
-    ledger: Ledger, principal: Principal, job_id: uuid.UUID, request: ChatRequest, bounds: Bounds, offer: ModelOffer,
+    ledger: Ledger, principal: Principal, job_id: uuid.UUID, request: ModelRequest, bounds: Bounds, offer: ModelOffer,
     ttl_s: int, limit: PriceLimit | None = None,
 ) -> Admission:  # fmt: skip
     """Reserve the worst case at the highest price that `limit` allows.
@@ -159,38 +166,8 @@ async def hold_credit(
     )
 
 
-def _check_values(request: ChatRequest) -> None:
-    if not request.model:
-        raise InvalidRequestError("model must not be empty.", param="model", code="invalid_value")
-    if not request.messages:
-        raise InvalidRequestError("messages must not be empty.", param="messages", code="empty_array")
-    if len(request.messages) > MESSAGES_MAX:
-        raise InvalidRequestError(f"More than {MESSAGES_MAX} messages.", param="messages", code="array_too_long")
-    for name, value in (("max_tokens", request.max_tokens), ("max_completion_tokens", request.max_completion_tokens)):
-        if value is not None and value < 1:
-            raise InvalidRequestError(f"{name} must be at least 1.", param=name, code="integer_below_min_value")
-    if not 1 <= request.choices <= openai.MAX_CHOICES:
-        raise InvalidRequestError(
-            f"n must lie between 1 and {openai.MAX_CHOICES}.", param="n", code="integer_out_of_range"
-        )
-
-
-def _has_media(request: ChatRequest) -> bool:
-    """Whether anything but text is in the prompt. Unreadable content counts as media: the bound must hold."""
-    for message in request.messages:
-        if message.has_attachments:
-            return True
-        content = bytes(message.content)
-        if content[:1] not in {b'"', b"n"}:
-            try:
-                parts = openai.parts_decoder.decode(content)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise InvalidRequestError(
-                    "content must be a string or an array of parts with a type.", param="messages", code="invalid_type"
-                ) from error
-            if any(part.type not in {"text", "refusal"} for part in parts):
-                return True
-    return False
+def _invalid(error: FieldError) -> InvalidRequestError:
+    return InvalidRequestError(str(error), param=error.param, code=error.reason)
 
 
 def _shown(model: str) -> str:

@@ -14,7 +14,7 @@ import structlog
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
-from litestar.handlers import asgi
+from litestar.handlers import ASGIRouteHandler, asgi
 from litestar.openapi.config import OpenAPIConfig
 from litestar.router import Router as Routes
 from litestar.types import HTTPScope, Receive, Scope, Send
@@ -31,6 +31,7 @@ from billing.postgres.prices import load_price_book
 from billing.postgres.recoveries import Recoveries
 from cocoon import openai
 from cocoon.clock import Clock, SystemClock, system_random
+from cocoon.endpoints import ENDPOINTS, Endpoint
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.logs import configure_logging
 from cocoon.tracing import start_tracer
@@ -41,9 +42,9 @@ from gateway.client import Limits
 from gateway.http.account import AccountController
 from gateway.http.admin import AdminController, OrganisationsController
 from gateway.http.bodies import BodyRoom
-from gateway.http.chat import serve_chat
 from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
+from gateway.http.inference import serve_inference
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.uploads import read_before_refusing
@@ -114,13 +115,16 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
             gc.set_threshold(*GC_THRESHOLDS)
             yield
 
-    @asgi("/v1/chat/completions", copy_scope=False)
-    async def chat(scope: Scope, receive: Receive, send: Send) -> None:
-        await serve_chat(holder[0].pipeline, room, cast("HTTPScope", scope), receive, send)
+    def inference(endpoint: Endpoint) -> ASGIRouteHandler:
+        @asgi(endpoint.path, copy_scope=False)
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            await serve_inference(holder[0].pipeline, endpoint, room, cast("HTTPScope", scope), receive, send)
+
+        return serve
 
     plain = Routes("/", route_handlers=CONTROLLERS, middleware=[read_before_refusing])
     return Litestar(
-        route_handlers=[chat, plain, healthz, readyz],
+        route_handlers=[*(inference(endpoint) for endpoint in ENDPOINTS), plain, healthz, readyz],
         lifespan=[lifespan],
         dependencies={"services": Provide(lambda: holder[0], sync_to_thread=False)},
         exception_handlers={CocoonError: _typed_error, HTTPException: _framework_error, Exception: _unknown_error},

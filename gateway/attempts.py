@@ -14,7 +14,7 @@ from cocoon import openai
 from cocoon.clock import Clock
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.http1 import HopError
-from cocoon.openai import ChatRequest
+from cocoon.openai import ModelRequest
 from cocoon.ticket import Ticket, plain_request_digest, seal_ticket, ticket_key
 from gateway.admission import Admission
 from gateway.attempt import Attempt, AttemptBusyError, AttemptFailedError
@@ -65,7 +65,7 @@ class Attempts:
         self._ticket_s = request_s_max + TICKET_MARGIN_S
         self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
 
-    def require_offered(self, offer: ModelOffer, request: ChatRequest, limit: PriceLimit) -> None:
+    def require_offered(self, offer: ModelOffer, request: ModelRequest, limit: PriceLimit) -> None:
         """Refuse a request before it holds anything when everybody it may go to costs more than it allows.
 
         Raises:
@@ -78,7 +78,7 @@ class Attempts:
         require_offered(targets, offer, limit)
 
     async def first(
-        self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client, deadline: Deadline
+        self, walk: Walk, admission: Admission, request: ModelRequest, call: Call, client: Client, deadline: Deadline
     ) -> tuple[Attempt, Batch]:
         """The first batch of a stream, or the whole of a unary answer, from the first worker that gives it.
 
@@ -111,7 +111,7 @@ class Attempts:
         raise _exhausted(failure)
 
     def _dispatch(
-        self, walk: Walk, admission: Admission, request: ChatRequest, number: int, excluded: set[uuid.UUID],
+        self, walk: Walk, admission: Admission, request: ModelRequest, number: int, excluded: set[uuid.UUID],
         failure: CocoonError | None,
     ) -> Attempt:  # fmt: skip
         provider = request.provider or _NO_PREFERENCE
@@ -144,7 +144,7 @@ class Attempts:
         return attempt
 
     async def _try(
-        self, attempt: Attempt, walk: Walk, admission: Admission, request: ChatRequest, call: Call, deadline: Deadline
+        self, attempt: Attempt, walk: Walk, admission: Admission, request: ModelRequest, call: Call, deadline: Deadline
     ) -> Batch:
         target = attempt.dispatch.target
         ticket, stub = None, None
@@ -152,6 +152,7 @@ class Attempts:
             ticket, stub = self._ticket(target, attempt, walk, admission)
         job = Job(
             job_id=walk.job_id,
+            endpoint=walk.endpoint,
             model=request.model,
             body=walk.body,
             stream=request.streams,

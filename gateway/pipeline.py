@@ -14,12 +14,12 @@ from billing.ports import Ledger, Posted, Settlement
 from cocoon.clock import Clock
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.ids import new_job_id
-from cocoon.openai import ChatRequest
+from cocoon.openai import ModelRequest
 from cocoon.sse import DONE_EVENT
 from cocoon.tracing import Tracer
 from cocoon.usage import TokenUsage
 from gateway import relay
-from gateway.admission import Admission, bound, choose_offer, hold_credit, parse_chat, worst_cost
+from gateway.admission import Admission, bound, choose_offer, hold_credit, parse_request, worst_cost
 from gateway.alarms import Alarms
 from gateway.attempt import Attempt, AttemptFailedError
 from gateway.attempts import Attempts
@@ -71,8 +71,9 @@ class Pipeline:
         self.alarms = Alarms()
 
     async def serve(self, call: Call, client: Client) -> None:
-        """Answer one chat request. Returns when the client has its answer or is gone; only cancellation leaves it."""
-        walk = Walk(new_job_id(self._clock, self._rng), Exchange(self._clock), self._tracer.begin(call.traceparent))
+        """Answer one request. Returns when the client has its answer or is gone; only cancellation leaves it."""
+        trace = self._tracer.begin(call.traceparent)
+        walk = Walk(new_job_id(self._clock, self._rng), Exchange(self._clock), trace, call.endpoint)
         client.always([(b"x-request-id", walk.name.encode())])
         try:
             principal = self._authenticate(walk, call, client)
@@ -111,16 +112,16 @@ class Pipeline:
         client.always(cors_headers(call.origin, principal))
         return principal
 
-    async def _read(self, walk: Walk, client: Client) -> ChatRequest:
+    async def _read(self, walk: Walk, client: Client) -> ModelRequest:
         self._settler.require_room()
         if len(self.live) > self._limits.exchanges_max:
             raise OverloadedError
         walk.body = await client.body()
-        walk.request = parse_chat(walk.body)
+        walk.request = parse_request(walk.endpoint, walk.body)
         return walk.request
 
     async def _admit(
-        self, walk: Walk, principal: Principal, request: ChatRequest, call: Call, client: Client
+        self, walk: Walk, principal: Principal, request: ModelRequest, call: Call, client: Client
     ) -> Admission:
         offer = choose_offer(self._prices.book, principal, request.model)
         limit = read_limit(request.provider, call.max_price)
@@ -146,7 +147,7 @@ class Pipeline:
         require_present(client)
         return walk.admission
 
-    async def _relay(self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client) -> None:
+    async def _relay(self, walk: Walk, admission: Admission, request: ModelRequest, call: Call, client: Client) -> None:
         """Route and relay under one deadline, which the client's leaving brings forward to now."""
         try:
             with Deadline(self._limits, self.alarms) as deadline:
@@ -164,7 +165,7 @@ class Pipeline:
             client.on_gone(None)
 
     async def _unary(
-        self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client, deadline: Deadline
+        self, walk: Walk, admission: Admission, request: ModelRequest, call: Call, client: Client, deadline: Deadline
     ) -> None:
         attempt, batch = await self._attempts.first(walk, admission, request, call, client, deadline)
         body = relay.priced_answer(batch.data, attempt.price, attempt.usage(admission.bounds))
@@ -173,7 +174,7 @@ class Pipeline:
         await client.answer(answer_headers(walk, streams=False), body)
 
     async def _stream(
-        self, walk: Walk, admission: Admission, request: ChatRequest, call: Call, client: Client, deadline: Deadline
+        self, walk: Walk, admission: Admission, request: ModelRequest, call: Call, client: Client, deadline: Deadline
     ) -> None:
         async with KeepAlive(client, self._limits.keep_alive_s, lambda: answer_headers(walk, streams=True)):
             attempt, batch = await self._attempts.first(walk, admission, request, call, client, deadline)
@@ -239,7 +240,7 @@ class Pipeline:
             log.exception("trace_failed", job_id=walk.name)
 
 
-def _shown(batch: Batch, attempt: Attempt, admission: Admission, request: ChatRequest) -> bytes:
+def _shown(batch: Batch, attempt: Attempt, admission: Admission, request: ModelRequest) -> bytes:
     try:
         return relay.shown(batch.data, attempt.price, admission.bounds, with_cost=request.wants_usage)
     except MalformedError as error:

@@ -29,10 +29,10 @@ def spans_of(
             start_ns=at(entered[begin]), end_ns=at(max(end, entered[begin])), kind=kind,
         )  # fmt: skip
 
-    error = walk.error.code if walk.error is not None else None
+    error, operation = walk.error.code if walk.error is not None else None, walk.endpoint.operation
     spans = [
         SpanRecord(
-            name=f"{names.SPAN_REQUEST} {walk.request.model[:128]}" if walk.request else names.SPAN_REQUEST,
+            name=f"{operation} {walk.request.model[:128]}" if walk.request else operation,
             span_id=walk.trace.root_id,
             parent_id=walk.trace.parent_id,
             start_ns=start_ns,
@@ -56,7 +56,7 @@ def spans_of(
 
 def _attributes(walk: Walk, usage: TokenUsage, posted: Posted | None) -> dict[str, Attribute]:
     attributes: dict[str, Attribute] = {
-        names.OPERATION: "chat",
+        names.OPERATION: walk.endpoint.operation,
         names.PROVIDER: "cocoon",
         names.JOB_ID: walk.name,
         names.OUTCOME: walk.exchange.state.value,

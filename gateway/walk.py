@@ -4,8 +4,9 @@ import uuid
 
 import msgspec
 
+from cocoon.endpoints import Endpoint
 from cocoon.errors import CocoonError
-from cocoon.openai import ChatRequest
+from cocoon.openai import ModelRequest
 from cocoon.tracing import Trace
 from gateway.admission import Admission
 from gateway.attempt import Attempt
@@ -19,6 +20,7 @@ from gateway.outcomes import Turn
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """What came from outside before the body."""
 
+    endpoint: Endpoint
     authorization: bytes | None
     origin: str | None = None
     traceparent: str | None = None
@@ -32,18 +34,19 @@ class Walk:
     """What is known of one request so far: everything that the end needs, whenever it comes."""
 
     __slots__ = (
-        "admission", "attempt", "body", "error", "exchange", "failed", "job_id", "name", "permit", "principal",
-        "request", "trace", "turn",
+        "admission", "attempt", "body", "endpoint", "error", "exchange", "failed", "job_id", "name", "permit",
+        "principal", "request", "trace", "turn",
     )  # fmt: skip
 
-    def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace) -> None:
+    def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace, endpoint: Endpoint) -> None:
         self.job_id = job_id
         self.name = str(job_id)
         self.exchange = exchange
         self.trace = trace
+        self.endpoint = endpoint
         self.body = b""
         self.principal: Principal | None = None
-        self.request: ChatRequest | None = None
+        self.request: ModelRequest | None = None
         self.turn: Turn | None = None
         self.permit: Permit | None = None
         self.admission: Admission | None = None

@@ -14,6 +14,7 @@ import msgspec
 
 from cocoon import hop, openai, receipt, splice, sse
 from cocoon.clock import Clock
+from cocoon.endpoints import Endpoint
 from cocoon.errors import MalformedError
 from cocoon.hop import FrameKind, FrameReader
 from cocoon.http1 import Connection, Head, HopClosedError, HopError, request_bytes
@@ -60,6 +61,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     job_id: uuid.UUID
+    endpoint: Endpoint
     model: str
     body: bytes
     stream: bool
@@ -140,7 +142,7 @@ class Transport:
             headers.append((hop.SALT_HEADER.encode(), job.salt.encode()))
         if job.traceparent:
             headers.append((b"traceparent", job.traceparent.encode()))
-        request = request_bytes(b"POST", hop.JOB_PATH.encode(), headers, job.body)
+        request = request_bytes(b"POST", job.endpoint.job_path.encode(), headers, job.body)
         route = Route(worker.host, worker.port, tls=True, pin=worker.tls_spki_sha256)
         # An agent works for a ticket once, so sending it again does no harm.
         connection, head = await self._exchange(route, request, idle_s_max=IDLE_S_MAX, repeatable=True)
@@ -160,7 +162,7 @@ class Transport:
         if job.traceparent:
             headers.append((b"traceparent", job.traceparent.encode()))
         request = request_bytes(
-            b"POST", (upstream.path + "/chat/completions").encode(), headers, upstream_body(upstream, job)
+            b"POST", (upstream.path + job.endpoint.engine_path).encode(), headers, upstream_body(upstream, job)
         )
         route = Route(upstream.host, upstream.port, tls=upstream.tls, pin=None)
         # Nothing tells an engine that it has seen a request before: one that may have reached it is not sent again.

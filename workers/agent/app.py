@@ -10,8 +10,9 @@ import structlog
 from cocoon import hop, telemetry
 from cocoon.canonical import base64url, from_base64url
 from cocoon.clock import Clock
+from cocoon.endpoints import BY_JOB_PATH, Endpoint
 from cocoon.errors import MalformedError
-from cocoon.openai import MAX_CHOICES, ChatRequest, decode_chat
+from cocoon.openai import FieldError, ModelRequest
 from cocoon.receipt_batch import STUB_CHARS_MAX
 from cocoon.ticket import Ticket
 from cocoon.tracing import Attribute, SpanRecord, Tracer
@@ -73,11 +74,11 @@ class AgentApp:
         if scope["type"] != "http":
             return
         match scope["path"], scope["method"]:
-            case hop.JOB_PATH, "POST":
-                await self._job(scope, receive, send)
+            case path, "POST" if (endpoint := BY_JOB_PATH.get(path)) is not None:
+                await self._job(endpoint, scope, receive, send)
             case "/healthz", "GET":
                 await self._health(send)
-            case ((hop.JOB_PATH | "/healthz"), _):
+            case path, _ if path in BY_JOB_PATH or path == HEALTH_PATH:
                 await send_refusal(send, refusals.WRONG_METHOD, body_read=False)
             case _:
                 await send_refusal(send, refusals.NOT_FOUND, body_read=False)
@@ -87,7 +88,7 @@ class AgentApp:
         body = {"status": state, "running": self._admission.running, "capacity": self._admission.capacity}
         await send_json(send, 200 if state == "ok" else 503, msgspec.json.encode(body), [])
 
-    async def _job(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _job(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         body: bytes | None = None
         started = _StartWatcher(send)
         try:
@@ -100,7 +101,7 @@ class AgentApp:
                 raise RefusedError(refusals.ENGINE_UNAVAILABLE)
             body = await read_body(scope, receive)
             self._admission.check_body(ticket, body)
-            job = self._read_job(scope, ticket, ticket_bytes, identity, body)
+            job = self._read_job(endpoint, scope, ticket, ticket_bytes, identity, body)
             self._check_signed()
             with self._admission.slot(ticket, identity):
                 self._unsigned.add(ticket_bytes, job.ticket_header, job.stub, identity.digest)
@@ -124,20 +125,23 @@ class AgentApp:
         if not self._unsigned.accepting:
             raise RefusedError(refusals.UNSIGNED)
 
-    def _read_job(self, scope: Scope, ticket: Ticket, ticket_bytes: bytes, identity: Identity, body: bytes) -> Job:
+    def _read_job(
+        self, endpoint: Endpoint, scope: Scope, ticket: Ticket, ticket_bytes: bytes, identity: Identity, body: bytes
+    ) -> Job:
         """What the body and the headers say.
 
         Raises:
-            RefusedError: not a chat request, for another model, or more choices than the ticket has tokens.
+            RefusedError: not a request of this endpoint, for another model, or more choices than the ticket has tokens.
         """
         try:
-            request = decode_chat(body)
+            request = endpoint.decode(body)
+            request.check()
+        except FieldError as error:
+            raise RefusedError(refusals.bad_field(error)) from error
         except MalformedError as error:
             raise RefusedError(refusals.BAD_BODY) from error
         if request.model != self._served_model:
             raise RefusedError(refusals.unknown_model(self._served_model))
-        if not 1 <= request.choices <= MAX_CHOICES:
-            raise RefusedError(refusals.BAD_CHOICES)
         salt, salt_header = self._salt(header(scope, hop.SALT_HEADER))
         incoming = header(scope, "traceparent")
         trace = self._tracer.begin(incoming)
@@ -149,6 +153,7 @@ class AgentApp:
             stub=_stub(header(scope, hop.STUB_HEADER)),
             identity=identity,
             body=body,
+            endpoint=endpoint,
             request=request,
             completion_max=_completion_max(ticket, request),
             salt=salt,
@@ -221,7 +226,7 @@ def _stub(given: str | None) -> str:
     return given or ""
 
 
-def _completion_max(ticket: Ticket, request: ChatRequest) -> int:
+def _completion_max(ticket: Ticket, request: ModelRequest) -> int:
     """Tokens per choice: what the client asks for, within an equal share of the ticket.
 
     Raises:
@@ -237,7 +242,7 @@ def _completion_max(ticket: Ticket, request: ChatRequest) -> int:
 
 def _spans(job: Job, ending: Ending) -> list[SpanRecord]:
     attributes: Mapping[str, Attribute] = {
-        telemetry.OPERATION: "chat",
+        telemetry.OPERATION: job.endpoint.operation,
         telemetry.REQUEST_MODEL: job.request.model,
         telemetry.REQUEST_MAX_TOKENS: job.completion_max,
         telemetry.RESPONSE_FINISH_REASONS: (ending.finish_reason,),

@@ -13,8 +13,9 @@ import structlog
 
 from cocoon import hop
 from cocoon.clock import Clock, unix_ms
+from cocoon.endpoints import Endpoint
 from cocoon.errors import CocoonError, MalformedError
-from cocoon.openai import ChatRequest
+from cocoon.openai import ModelRequest
 from cocoon.receipt import Commitment, ReceiptBody
 from cocoon.sse import EventSplitter, data_of
 from cocoon.ticket import Ticket
@@ -64,7 +65,8 @@ class Job(msgspec.Struct, frozen=True):
     stub: str
     identity: Identity
     body: bytes
-    request: ChatRequest
+    endpoint: Endpoint
+    request: ModelRequest
     completion_max: int
     salt: bytes
     salt_header: str | None
@@ -117,6 +119,7 @@ class Exchange:
         self._seconds_max = seconds_max
         self._call = EngineCall(
             body=job.body,
+            endpoint=job.endpoint,
             request=job.request,
             completion_max=job.completion_max,
             rid=job.rid,

@@ -8,7 +8,7 @@ from typing import ClassVar
 import msgspec
 
 from cocoon.errors import CocoonError
-from cocoon.openai import error_json
+from cocoon.openai import FieldError, error_json
 
 ENGINE_MESSAGE_CHARS_MAX = 2000
 _ENGINE_ERROR_BYTES_MAX = 64 * 1024
@@ -81,14 +81,18 @@ CRASHED = Refusal(500, "internal_error", "server_error", "the worker failed")
 NOT_FOUND = _invalid("no such path", code="not_found", status=404)
 WRONG_METHOD = _invalid("method not allowed", code="method_not_allowed", status=405)
 BAD_SALT = _invalid("the salt must be 16 to 64 bytes of base64url", code="bad_salt")
-BAD_BODY = _invalid("the body is not a chat completion request")
-BAD_CHOICES = _invalid("n is out of range", param="n")
+BAD_BODY = _invalid("the body is not a request of this endpoint")
 SLOW_BODY = _invalid("the body did not arrive in time", code="request_timeout", status=408)
 
 
 def unknown_model(served: str) -> Refusal:
     """The model is not the one served here; the asked name is not echoed."""
     return _invalid(f"this worker serves {served}", code="model_not_found", param="model", status=404)
+
+
+def bad_field(error: FieldError) -> Refusal:
+    """A field of the request has an impossible value."""
+    return _invalid(str(error), code=error.reason, param=error.param)
 
 
 def body_too_large(limit: int) -> Refusal:

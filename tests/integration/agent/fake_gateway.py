@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 
 from cocoon import hop, receipt
 from cocoon.clock import SystemClock, system_random
+from cocoon.endpoints import CHAT
 from cocoon.enrolment import (
     ENROL_PATH,
     HEARTBEAT_PATH,
@@ -217,7 +218,7 @@ class Peer:
         finally:
             connection.abort()
 
-    def request(self, body: bytes, ticket: str | None, path: str = hop.JOB_PATH, **headers: str) -> bytes:
+    def request(self, body: bytes, ticket: str | None, path: str = CHAT.job_path, **headers: str) -> bytes:
         sent = [(b"host", b"worker"), *((name.replace("_", "-").encode(), v.encode()) for name, v in headers.items())]
         if ticket is not None:
             sent.append((hop.TICKET_HEADER.encode(), ticket.encode()))

@@ -8,6 +8,7 @@ import pytest
 
 from cocoon import hop
 from cocoon.clock import SystemClock, system_random
+from cocoon.endpoints import CHAT
 from cocoon.ids import new_job_id
 from cocoon.ticket import seal_ticket, ticket_key
 from tests.integration.agent.conftest import Launch
@@ -86,7 +87,7 @@ async def test_salts_and_paths_are_checked(peer: Peer, engine: FakeEngine) -> No
         connection.send(peer.request(b"", None, path="/get_server_info"))
         assert (await read_answer(connection)).status == 404
     async with peer.connected() as connection:
-        connection.send(b"GET " + hop.JOB_PATH.encode() + b" HTTP/1.1\r\nhost: w\r\n\r\n")
+        connection.send(b"GET " + CHAT.job_path.encode() + b" HTTP/1.1\r\nhost: w\r\n\r\n")
         assert (await read_answer(connection)).status == 405
     assert engine.seen == [seen for seen in engine.seen if seen.target == "/v1/models"]
 
@@ -94,7 +95,7 @@ async def test_salts_and_paths_are_checked(peer: Peer, engine: FakeEngine) -> No
 async def test_a_body_over_the_limit_is_refused_by_its_name_before_it_is_sent(peer: Peer) -> None:
     ticket = peer.sealed(peer.ticket(b""))
     async with peer.connected() as connection:
-        head = f"POST {hop.JOB_PATH} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
+        head = f"POST {CHAT.job_path} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
         connection.send(f"{head}content-length: {20 * 1024 * 1024 + 1}\r\n\r\n".encode())
         answer = await read_answer(connection)
     assert _refused(answer, 413, "body_too_large")
@@ -105,7 +106,7 @@ async def test_a_chunked_body_over_the_limit_is_cut_off(peer: Peer) -> None:
     ticket = peer.sealed(peer.ticket(b""))
     piece = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
     async with peer.connected() as connection:
-        head = f"POST {hop.JOB_PATH} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
+        head = f"POST {CHAT.job_path} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
         connection.send(f"{head}transfer-encoding: chunked\r\n\r\n".encode() + piece * 21)
         assert _refused(await read_answer(connection), 413, "body_too_large")
 
@@ -113,7 +114,7 @@ async def test_a_chunked_body_over_the_limit_is_cut_off(peer: Peer) -> None:
 async def test_an_upload_that_ends_early_is_not_taken_for_whole(peer: Peer, engine: FakeEngine) -> None:
     ticket = peer.sealed(peer.ticket(RAW))
     async with peer.connected() as connection:
-        head = f"POST {hop.JOB_PATH} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
+        head = f"POST {CHAT.job_path} HTTP/1.1\r\nhost: w\r\n{hop.TICKET_HEADER}: {ticket}\r\n"
         connection.send(f"{head}content-length: {len(RAW) + 10}\r\n\r\n".encode() + RAW)
         await asyncio.sleep(0)
     assert (await peer.post(RAW, ticket)).status == 200

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing.pricing import ModelOffer
+from cocoon.endpoints import CHAT
 from cocoon.money import Price, ceiling
 from cocoon.usage import TokenUsage
-from gateway.admission import bound, parse_chat
+from gateway.admission import bound, parse_request
 from workers.agent.engines.xllamacpp import bundled_model
 from workers.agent.engines.xllamacpp_server import ServerConfig
 
@@ -91,7 +92,7 @@ def test_no_prompt_of_text_and_tools_has_more_tokens_than_its_bound_and_costs_mo
     body = {"model": "m", "messages": messages} | ({"tools": tools} if tools else {})
     # The most compact writing is the one that bytes bound least well.
     raw = json.dumps(body, ensure_ascii=escaped, separators=(",", ":")).encode(errors="surrogatepass")
-    bounds = bound(parse_chat(raw), raw, OFFER)
+    bounds = bound(parse_request(CHAT, raw), raw, OFFER)
     tokens = count(json.loads(raw))
     assert tokens <= bounds.prompt, (tokens, bounds.prompt)
     held = ceiling(OFFER.price.numerator(TokenUsage(prompt=bounds.prompt, completion=bounds.completion)))
@@ -103,4 +104,4 @@ def test_every_single_byte_can_be_a_token_and_the_bound_still_holds(count: Count
     for character in ("\U0001f9ff", "\u0e01", "\u2603", "\x01", "\u07ff"):
         body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": character * 500}]}
         raw = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        assert count(body) <= bound(parse_chat(raw), raw, OFFER).prompt
+        assert count(body) <= bound(parse_request(CHAT, raw), raw, OFFER).prompt

@@ -5,13 +5,13 @@ from typing import Any
 
 import msgspec
 
-from cocoon.openai import decode_chat
+from cocoon.endpoints import CHAT, Endpoint
 from cocoon.receipt import NO_STAKE
 from cocoon.ticket import Ticket, plain_request_digest
 from workers.agent.engines.ports import Dialect, EngineCall
 
 LLAMA = Dialect(injected={"prompt_progress": "return_progress", "timings": "timings_per_token"}, usage_per_choice=True)
-CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+CHAT_BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 SETTINGS = {
     "COCOON_GATEWAY_URL": "http://127.0.0.1:8080",
     "COCOON_WORKER_KEY": "wk-cocoon-" + "A" * 43,
@@ -20,11 +20,12 @@ SETTINGS = {
 }
 
 
-def call(body: dict[str, Any] | bytes, completion_max: int = 10) -> EngineCall:
+def call(body: dict[str, Any] | bytes, completion_max: int = 10, endpoint: Endpoint = CHAT) -> EngineCall:
     raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return EngineCall(
-        body=raw, request=decode_chat(raw), completion_max=completion_max, rid="chatcmpl-1-0", traceparent=None
-    )
+        body=raw, endpoint=endpoint, request=endpoint.decode(raw), completion_max=completion_max, rid="chatcmpl-1-0",
+        traceparent=None,
+    )  # fmt: skip
 
 
 def ticket(number: int = 1, **changes: Any) -> Ticket:

@@ -4,13 +4,13 @@ import pytest
 
 from cocoon.receipt import Commitment
 from cocoon.usage import TokenUsage
-from tests.unit.agent.agent_values import CHAT, LLAMA, call, choice, chunk
+from tests.unit.agent.agent_values import CHAT_BODY, LLAMA, call, choice, chunk
 from workers.agent.chunks import BrokenStreamError, Curtain, Meter, read_chunk
 from workers.agent.engines.ports import Dialect, EngineRefusedError
 from workers.agent.sinks import StreamSink
 
 OPENAI = Dialect()
-STREAM = {**CHAT, "stream": True}
+STREAM = {**CHAT_BODY, "stream": True}
 
 
 def _meter(dialect: Dialect, *payloads: bytes, prompt_max: int = 1000, completion_max: int = 1000) -> Meter:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.agent.agent_values import CHAT, SETTINGS, call
+from tests.unit.agent.agent_values import CHAT_BODY, SETTINGS, call
 from workers.agent import refusals
 from workers.agent.engines.request import engine_body
 from workers.agent.engines.sglang import launch_command
@@ -28,7 +28,7 @@ def test_the_engine_gets_the_maxima_and_the_clients_other_bytes_untouched() -> N
 
 @pytest.mark.parametrize("given", [None, {}, {"include_usage": False}, {"include_obfuscation": True}])
 def test_usage_is_always_asked_for_and_other_stream_options_are_kept(given: dict[str, bool] | None) -> None:
-    body = CHAT if given is None else {**CHAT, "stream_options": given}
+    body = CHAT_BODY if given is None else {**CHAT_BODY, "stream_options": given}
     sent = json.loads(engine_body(call(body), {}))
     assert sent["stream"] is True
     assert sent["stream_options"] == {**(given or {}), "include_usage": True}

@@ -11,12 +11,13 @@ import pytest
 
 from cocoon import hop
 from cocoon.clock import ManualClock
+from cocoon.endpoints import CHAT
 from cocoon.receipt import ReceiptHead
 from cocoon.receipt_batch import DeliveredReceipt
 from cocoon.ticket import plain_request_digest, seal_ticket
 from cocoon.tracing import start_tracer
 from cocoon.usage import TokenUsage
-from tests.unit.agent.agent_values import CHAT, choice, chunk, ticket
+from tests.unit.agent.agent_values import CHAT_BODY, choice, chunk, ticket
 from workers.agent.admission import Admission
 from workers.agent.app import AgentApp
 from workers.agent.engines.ports import Dialect, EngineCall, Load
@@ -25,7 +26,7 @@ from workers.agent.receipt_store import KeptReceipt, ReceiptStore
 from workers.agent.signatures import Unsigned
 
 KEY = b"k" * 32
-RAW = msgspec.json.encode({**CHAT, "stream": True})
+RAW = msgspec.json.encode({**CHAT_BODY, "stream": True})
 TOKEN = b"data: " + chunk(choice(0, content="x")) + b"\n\n"
 
 
@@ -95,7 +96,7 @@ class Bench:
 
         header = seal_ticket(KEY, ticket(1, request_digest=plain_request_digest(RAW)))
         scope = {
-            "type": "http", "method": "POST", "path": hop.JOB_PATH,
+            "type": "http", "method": "POST", "path": CHAT.job_path,
             "headers": [
                 (hop.TICKET_HEADER.encode(), header.encode()), (hop.STUB_HEADER.encode(), b"the gateway's own"),
             ],

@@ -4,17 +4,18 @@ from typing import Any
 import pytest
 
 from cocoon import openai
+from cocoon.endpoints import CHAT
 from cocoon.errors import MalformedError
 
 MESSAGES = '"messages":[{"role":"user","content":"hi"}]'
 
 
 def chat(**fields: Any) -> openai.ChatRequest:
-    return openai.decode_chat(json.dumps({"model": "m", "messages": [], **fields}).encode())
+    return CHAT.decode(json.dumps({"model": "m", "messages": [], **fields}).encode())
 
 
 def test_unknown_fields_are_the_engines_business() -> None:
-    request = openai.decode_chat(
+    request = CHAT.decode(
         b'{"model":"m","messages":[{"role":"user","content":[{"type":"text"}],"name":"x"}],"top_k":5,"tools":[{"a":1}]}'
     )
 
@@ -54,7 +55,7 @@ def test_unknown_fields_are_the_engines_business() -> None:
 )
 def test_a_bad_body_is_refused_and_the_place_is_named(body: bytes, names: str) -> None:
     with pytest.raises(MalformedError, match=names):
-        openai.decode_chat(body)
+        CHAT.decode(body)
 
 
 def test_what_the_client_asked_for() -> None:

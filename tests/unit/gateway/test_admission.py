@@ -10,10 +10,11 @@ from billing.memory import InMemoryLedger
 from billing.ports import InsufficientCreditError, UnknownCustomerError
 from billing.pricing import ModelOffer, PriceBook
 from cocoon.clock import ManualClock
+from cocoon.endpoints import CHAT
 from cocoon.ids import new_job_id
 from cocoon.money import Amount, Price
 from cocoon.usage import TokenUsage
-from gateway.admission import bound, choose_offer, hold_credit, parse_chat
+from gateway.admission import bound, choose_offer, hold_credit, parse_request
 from gateway.auth import Principal
 from gateway.errors import InvalidRequestError, ModelForbiddenError, ModelUnknownError
 
@@ -59,7 +60,7 @@ def chat(**members: object) -> bytes:
 )
 def test_bad_bodies_are_refused_with_the_field_that_is_wrong(body: bytes, param: str | None, code: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        parse_chat(body)
+        parse_request(CHAT, body)
     assert (caught.value.param, caught.value.reason) == (param, code)
 
 
@@ -67,54 +68,54 @@ def test_bad_bodies_are_refused_with_the_field_that_is_wrong(body: bytes, param:
 def test_more_tokens_than_the_context_are_refused(asked: int) -> None:
     body = chat(max_tokens=asked)
     with pytest.raises(InvalidRequestError) as caught:
-        bound(parse_chat(body), body, OFFER)
+        bound(parse_request(CHAT, body), body, OFFER)
     assert caught.value.reason == "context_length_exceeded"
 
 
 def test_the_prompt_bound_is_bytes_plus_template_and_at_most_the_context() -> None:
     body = chat()
-    assert bound(parse_chat(body), body, OFFER).prompt == len(body) + 16 + 64
+    assert bound(parse_request(CHAT, body), body, OFFER).prompt == len(body) + 16 + 64
     long = chat(user="x" * 10_000)
-    assert bound(parse_chat(long), long, OFFER).prompt == 4096
+    assert bound(parse_request(CHAT, long), long, OFFER).prompt == 4096
 
 
 @pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "u"}}, {"type": "hologram"}])
 def test_what_is_not_text_counts_as_the_whole_context(part: dict[str, object]) -> None:
     body = chat(messages=[{"role": "user", "content": [{"type": "text", "text": "see"}, part]}])
-    assert bound(parse_chat(body), body, OFFER).prompt == 4096
+    assert bound(parse_request(CHAT, body), body, OFFER).prompt == 4096
 
 
 @pytest.mark.parametrize("name", ["audio", "image", "images", "video", "videos", "file", "files"])
 @pytest.mark.parametrize("value", [{"id": "audio_1"}, ["aGk="], "https://example.org/a"])
 def test_what_a_message_carries_beside_its_content_counts_as_the_whole_context(name: str, value: object) -> None:
     body = chat(messages=[{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, name: value}])
-    assert bound(parse_chat(body), body, OFFER).prompt == 4096
+    assert bound(parse_request(CHAT, body), body, OFFER).prompt == 4096
     for nothing in (None, []):
         body = chat(messages=[{"role": "user", "content": "hi", name: nothing}])
-        assert bound(parse_chat(body), body, OFFER).prompt == len(body) + 16 + 64
+        assert bound(parse_request(CHAT, body), body, OFFER).prompt == len(body) + 16 + 64
 
 
 def test_content_after_white_space_is_still_looked_into() -> None:
     body = b'{"model":"m","messages":[{"role":"user","content": \n\t [ {"type":"input_audio"} ] }]}'
-    assert bound(parse_chat(body), body, OFFER).prompt == 4096
+    assert bound(parse_request(CHAT, body), body, OFFER).prompt == 4096
 
 
 def test_tools_are_counted_by_their_bytes() -> None:
     tools = [{"type": "function", "function": {"name": "f", "description": "x" * 500}}]
     body = chat(tools=tools)
-    assert bound(parse_chat(body), body, OFFER).prompt == len(body) + 16 + 64
+    assert bound(parse_request(CHAT, body), body, OFFER).prompt == len(body) + 16 + 64
 
 
 def test_content_of_an_impossible_type_is_refused() -> None:
     body = chat(messages=[{"role": "user", "content": 5}])
     with pytest.raises(InvalidRequestError) as caught:
-        bound(parse_chat(body), body, OFFER)
+        bound(parse_request(CHAT, body), body, OFFER)
     assert caught.value.param == "messages"
 
 
 def test_the_larger_maximum_counts_when_both_are_given() -> None:
     body = chat(max_tokens=10, max_completion_tokens=20, n=3)
-    bounds = bound(parse_chat(body), body, OFFER)
+    bounds = bound(parse_request(CHAT, body), body, OFFER)
     assert (bounds.completion, bounds.completion_per_choice) == (60, 20)
 
 
@@ -142,7 +143,7 @@ async def _admit_and_check(balance: int, asked: int | None, n: int) -> None:
         await ledger.deposit(new_job_id(clock, rng), PRINCIPAL.customer_id, Amount(balance))
     members: dict[str, object] = {"n": n} if asked is None else {"n": n, "max_tokens": asked}
     body = chat(**members)
-    request = parse_chat(body)
+    request = parse_request(CHAT, body)
     bounds = bound(request, body, OFFER)
     worst = OFFER.price.numerator(TokenUsage(prompt=bounds.prompt, completion=bounds.completion))
     try:

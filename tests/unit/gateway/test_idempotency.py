@@ -9,12 +9,13 @@ import pytest
 
 from billing.ports import LedgerUnavailableError, Outcome, Posted, RecordRefusedError
 from cocoon.clock import SystemClock
+from cocoon.endpoints import CHAT
 from cocoon.ids import new_job_id
 from cocoon.money import Amount
 from cocoon.tracing import Trace, Tracer
 from cocoon.usage import TokenUsage
 from gateway import idempotency as module
-from gateway.admission import parse_chat
+from gateway.admission import parse_request
 from gateway.client import ClientGoneError
 from gateway.errors import InvalidRequestError, OverloadedError
 from gateway.exchange import Event, Exchange, Money, State
@@ -47,18 +48,17 @@ class Front:
 
     def request(self, *, stream: bool = False, body: bytes | None = None) -> Walk:
         trace: Trace = self._tracer.begin(None)
-        walk = Walk(new_job_id(SystemClock(), random.SystemRandom()), Exchange(SystemClock()), trace)
+        walk = Walk(new_job_id(SystemClock(), random.SystemRandom()), Exchange(SystemClock()), trace, CHAT)
         walk.principal, walk.body = PRINCIPAL, body or body_of(stream=stream)
-        walk.request = parse_chat(walk.body)
+        walk.request = parse_request(CHAT, walk.body)
         walk.exchange.note(Event.AUTHENTICATE)
         return walk
 
     async def send(self, walk: Walk, key: bytes | None = b"k", **call: Any) -> bool:
         """Whether it was answered from an earlier one; `client` has what was sent."""
         self.client = SteppedClient(Steps({}), walk.body)
-        return await self.idempotency.replayed(
-            walk, Call(**{"authorization": b"Bearer " + KEY, "idempotency_key": key, "path": "/p", **call}), self.client
-        )
+        fields: dict[str, Any] = {"endpoint": CHAT, "authorization": b"Bearer " + KEY, "path": "/p", **call}
+        return await self.idempotency.replayed(walk, Call(idempotency_key=key, **fields), self.client)
 
     async def first(self, answer: bytes | None = None, **request: Any) -> Walk:
         """A request that runs; with `answer`, up to its last byte."""

@@ -8,6 +8,7 @@ import pytest
 
 from billing.ports import Settlement
 from cocoon.clock import SystemClock
+from cocoon.endpoints import CHAT
 from cocoon.enrolment import Heartbeat, ServedModel
 from cocoon.ids import new_job_id
 from cocoon.money import Amount
@@ -52,7 +53,7 @@ async def answered(monkeypatch: pytest.MonkeyPatch, usage: TokenUsage, *, worker
             walk.registry.put_enrolment(enrolled)
             beat = Heartbeat(running=0, queued=0, capacity=4)
             walk.registry.note_heartbeat(enrolled.worker_id, beat, clock.monotonic())
-        await pipeline.serve(Call(authorization=b"Bearer " + KEY), client)
+        await pipeline.serve(Call(endpoint=CHAT, authorization=b"Bearer " + KEY), client)
         assert await settler.drain(2)
     assert client.answered is not None
     return noted, walk.ledger

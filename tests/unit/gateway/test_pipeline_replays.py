@@ -5,6 +5,7 @@ import random
 import pytest
 
 from cocoon.clock import SystemClock
+from cocoon.endpoints import CHAT
 from cocoon.errors import CocoonError
 from cocoon.ids import new_job_id
 from cocoon.money import Amount
@@ -42,7 +43,9 @@ class Scene(Walked):
             pipeline = a_pipeline(self, settler)
             for key, body in requests:
                 clients.append(SteppedClient(self.steps, body))
-                await pipeline.serve(Call(authorization=b"Bearer " + KEY, idempotency_key=key), clients[-1])
+                await pipeline.serve(
+                    Call(endpoint=CHAT, authorization=b"Bearer " + KEY, idempotency_key=key), clients[-1]
+                )
             assert await settler.drain(5)
         self.spent = (await self.ledger.balance(PRINCIPAL.customer_id)).spent.nano
         return clients

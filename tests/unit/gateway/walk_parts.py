@@ -13,6 +13,7 @@ from billing.memory import InMemoryLedger
 from billing.ports import Hold, HoldRequest, LedgerUnavailableError, Settlement
 from billing.pricing import ModelOffer, PriceBook
 from cocoon.clock import SystemClock
+from cocoon.endpoints import CHAT
 from cocoon.errors import CocoonError
 from cocoon.http1 import HopError
 from cocoon.ids import new_job_id
@@ -330,7 +331,7 @@ async def walked(
     async with walk.idempotency, Settler(walk.ledger, clock) as settler:
         pipeline = a_pipeline(walk, settler, keep_alive_s=0.0 if late else 10.0, **limits)
         steps.task = asyncio.get_running_loop().create_task(
-            pipeline.serve(Call(authorization=b"Bearer " + KEY, idempotency_key=key), client)
+            pipeline.serve(Call(endpoint=CHAT, authorization=b"Bearer " + KEY, idempotency_key=key), client)
         )
         await asyncio.wait([steps.task])
         walk.cancelled = steps.task.cancelled()

@@ -33,7 +33,7 @@ class OpenAIEngine:
     async def generate(self, call: EngineCall) -> WireGeneration:
         """Begin a job."""
         headers = [] if call.traceparent is None else [(b"traceparent", call.traceparent.encode())]
-        return await self._wire.post_stream("/v1/chat/completions", engine_body(call, dict.fromkeys(_REMOVED)), headers)
+        return await self._wire.post_stream(call.endpoint.path, engine_body(call, dict.fromkeys(_REMOVED)), headers)
 
     async def load(self) -> Load | None:
         """It does not say."""

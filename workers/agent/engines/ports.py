@@ -5,8 +5,9 @@ from typing import ClassVar, Protocol
 
 import msgspec
 
+from cocoon.endpoints import Endpoint
 from cocoon.errors import CocoonError
-from cocoon.openai import ChatRequest
+from cocoon.openai import ModelRequest
 
 
 class EngineError(CocoonError):
@@ -57,7 +58,8 @@ class EngineCall(msgspec.Struct, frozen=True):
     """One job for an engine. `completion_max` is per choice; `rid` names the job in the engine."""
 
     body: bytes
-    request: ChatRequest
+    endpoint: Endpoint
+    request: ModelRequest
     completion_max: int
     rid: str
     traceparent: str | None

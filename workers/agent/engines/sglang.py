@@ -96,7 +96,7 @@ class SGLangEngine:
                 await wire.call(b"POST", "/abort_request", msgspec.json.encode({"rid": call.rid}), ABORT_S)
 
         body = engine_body(call, extra, continuous_usage=True)
-        return await wire.post_stream("/v1/chat/completions", body, headers, abort)
+        return await wire.post_stream(call.endpoint.path, body, headers, abort)
 
     async def load(self) -> Load | None:
         """Running and waiting requests over all ranks."""

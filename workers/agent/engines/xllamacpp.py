@@ -100,7 +100,7 @@ class XLlamaCppEngine:
         extra: dict[str, bytes | None] = dict.fromkeys(_REMOVED)
         extra["return_progress"] = extra["timings_per_token"] = b"true"
         headers = [] if call.traceparent is None else [(b"traceparent", call.traceparent.encode())]
-        return await wire.post_stream("/v1/chat/completions", engine_body(call, extra), headers)
+        return await wire.post_stream(call.endpoint.path, engine_body(call, extra), headers)
 
     async def load(self) -> Load | None:
         """Running and deferred requests from its metrics."""

@@ -1,9 +1,10 @@
-"""`POST /v1/chat/completions`: a raw ASGI handler, because middlewares cost this path 40 % of its throughput."""
+"""What is asked of models: raw ASGI handlers, because middlewares cost these paths 40 % of their throughput."""
 
 import asyncio
 
 from litestar.types import HTTPScope, Receive, Send
 
+from cocoon.endpoints import Endpoint
 from gateway.errors import OverloadedError
 from gateway.http.bodies import BodyRoom
 from gateway.http.client import ASGIClient
@@ -16,7 +17,9 @@ _TRACEPARENT_BYTES_MAX = 128
 _MAX_PRICE_CHARS_MAX = 64
 
 
-async def serve_chat(pipeline: Pipeline, room: BodyRoom, scope: HTTPScope, receive: Receive, send: Send) -> None:
+async def serve_inference(
+    pipeline: Pipeline, endpoint: Endpoint, room: BodyRoom, scope: HTTPScope, receive: Receive, send: Send
+) -> None:
     """One exchange: the pipeline between one request and one answer."""
     client = ASGIClient(scope, receive, send, room, pipeline.alarms)
     method = str(scope["method"])
@@ -27,7 +30,7 @@ async def serve_chat(pipeline: Pipeline, room: BodyRoom, scope: HTTPScope, recei
     assert task is not None, "a handler runs in a task"
     pipeline.live.enter(task)
     try:
-        await pipeline.serve(call_of(scope), client)
+        await pipeline.serve(call_of(endpoint, scope), client)
     except asyncio.CancelledError:
         # The drain time is over; the exchange has been settled as broken.
         await client.fail(OverloadedError("The gateway is stopping."))
@@ -39,7 +42,7 @@ async def serve_chat(pipeline: Pipeline, room: BodyRoom, scope: HTTPScope, recei
         await client.discard_body()
 
 
-def call_of(scope: HTTPScope) -> Call:
+def call_of(endpoint: Endpoint, scope: HTTPScope) -> Call:
     """What the pipeline needs of the request's headers; over-long values are ignored, not cut."""
     authorization: bytes | None = None
     origin = traceparent = salt = max_price = None
@@ -60,6 +63,6 @@ def call_of(scope: HTTPScope) -> Call:
             # Cut, not ignored: a limit that cannot be read must be refused.
             max_price = value[:_MAX_PRICE_CHARS_MAX].decode("latin-1")
     return Call(
-        authorization=authorization, origin=origin, traceparent=traceparent, salt=salt, max_price=max_price,
-        path=scope["path"], idempotency_key=idempotency_key,
+        endpoint=endpoint, authorization=authorization, origin=origin, traceparent=traceparent, salt=salt,
+        max_price=max_price, path=scope["path"], idempotency_key=idempotency_key,
     )  # fmt: skip
