@@ -28,7 +28,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
-	$(BIN)/sqlfluff lint --processes 2 -q migrations billing gateway workers
+	$(BIN)/sqlfluff lint --processes 2 -q migrations audit billing gateway workers
 	$(BIN)/squawk --config deploy/squawk.toml migrations/*.sql
 	$(BIN)/deptry .
 
@@ -68,9 +68,9 @@ bench-limits: $(STAMP)   ## what limits cost a request, and an exchange of slice
 # The lock names no host: index addresses belong to the machine, not to the repository.
 lock:
 	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml \
-		--extra gateway --extra worker --extra verify --extra llama -o requirements.lock
+		--extra gateway --extra worker --extra llama -o requirements.lock
 	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml \
-		--extra gateway --extra worker --extra verify --extra llama --extra dev -c requirements.lock -o requirements-dev.lock
+		--extra gateway --extra worker --extra llama --extra dev -c requirements.lock -o requirements-dev.lock
 
 clean:
 	rm -rf $(VENV) .venv-bench .cocoon tests/clients/npm/node_modules

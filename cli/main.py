@@ -14,7 +14,7 @@ import msgspec
 from cocoon.errors import CocoonError
 
 DISTRIBUTION = "cocoon-network"
-FIRST_PARTY = frozenset({"billing", "cli", "cocoon", "gateway", "migrations", "workers"})
+FIRST_PARTY = frozenset({"attestation", "audit", "billing", "cli", "cocoon", "cocoon_client", "gateway", "migrations", "workers"})
 
 
 class Subcommand(msgspec.Struct, frozen=True):

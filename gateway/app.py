@@ -86,7 +86,8 @@ LEASE_MARGIN_PART = 0.1
 GC_THRESHOLDS = (10_000, 20, 50)
 """A request leaves no cycles when all goes well: Python's own 700 would have it look for them at every second one."""
 RESTART_S = 1.0
-ENROLMENTS_S_MAX = 5.0
+TABLES_S_MAX = 5.0
+"""How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
     WorkersController,
@@ -204,13 +205,15 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         background.start("standing", Standing(StandingStore(pool), registry).run)
         background.start("keys", key_listener.run)
         background.start("enrolments", enrolment_listener.run)
-        background.start("heartbeats", lambda: _after_enrolments(enrolment_listener, heartbeats))
         background.start("prices", lambda: prices.keep_fresh(lambda: load_price_book(pool)))
         background.start("limits", limiter.run)
         background.start("sweep", lambda: _sweep(ledger))
         background.start("report", lambda: _report(ledger))
         background.start("alerts", AlertSender(pool, settings.alerts, clock, rng).run)
         background.start("partitions", lambda: _keep_partitions(pool))
+        await _first_load(key_listener.loaded, enrolment_listener.loaded, prices.loaded)
+        # Read once it is known whose they are, so that a new process routes at once.
+        background.start("heartbeats", heartbeats.run)
         yield services
 
 
@@ -282,12 +285,11 @@ def _dice(rng: random.Random) -> random.Random:
     return random.Random(rng.getrandbits(64))  # noqa: S311  no secret depends on it
 
 
-async def _after_enrolments(listener: EnrolmentListener, heartbeats: HeartbeatBus) -> None:
-    """Heartbeats are read once it is known whose they are, so that a new process routes at once."""
+async def _first_load(*tables: asyncio.Event) -> None:
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(ENROLMENTS_S_MAX):
-            await listener.loaded.wait()
-    await heartbeats.run()
+        async with asyncio.timeout(TABLES_S_MAX):
+            for table in tables:
+                await table.wait()
 
 
 async def _sweep(ledger: Ledger) -> None:

@@ -368,6 +368,8 @@ class KeyListener:
         self._wake = asyncio.Event()
         self._gone = False
         self._backoff_s = BACKOFF_S_FIRST
+        self.loaded = asyncio.Event()
+        """Set once the table has been filled for the first time."""
 
     async def run(self) -> None:
         """Follow the database for ever."""
@@ -402,6 +404,7 @@ class KeyListener:
             self._reload = False
             self._table.replace(await load_keys(connection), confirmed_at=asked_at)
             log.info("keys_loaded", count=len(self._table))
+            self.loaded.set()
             return
         if changed:
             records = await load_keys(connection, list(changed))
