@@ -16,7 +16,7 @@ from cocoon.sealed_answer import AnswerOpener
 from cocoon.sealed_trailer import AnswerTrailer, Delivered, check_receipt
 from cocoon_client.directory import VerifiedWorker
 from cocoon_client.errors import AnswerRefusedError, NotSealableError
-from cocoon_client.opening import Opening, is_usage_chunk
+from cocoon_client.opening import Opening, ShownPrice, is_usage_chunk
 from cocoon_client.plan import Plan
 
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
@@ -104,7 +104,7 @@ class SealedExchange:
         """Those words: an error in OpenAI's shape."""
         return bytes(self._answer)
 
-    def opening(self, asked_at: float) -> Opening:
+    def opening(self, asked_at: float, price: ShownPrice | None) -> Opening:
         """What has to be kept to open the receipt's commitments; `asked_at` is the Unix time of the answer's end."""
         worker, trailer = self.worker, self._trailer
         assert worker is not None, "a finished answer has a worker"
@@ -118,7 +118,7 @@ class SealedExchange:
             sealed_header=header_bytes(self.sent.raw), answer=bytes(self._answer), rolling=self._opener.rolling,
             keyset_digest=digest, nonce=worker.nonce, evidence=worker.evidence, endorsements=worker.endorsements,
             judged_at=worker.verdict.judged_at, asked_at=int(asked_at), ticket=shown.ticket, head=shown.head,
-            body=shown.body, signature=shown.signature, manifest=self.plan.manifest,
+            body=shown.body, signature=shown.signature, manifest=self.plan.manifest, price=price,
         )  # fmt: skip
 
     def _events(self, opened: bytes) -> bytes:

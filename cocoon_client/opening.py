@@ -13,7 +13,16 @@ from cocoon.receipt import Commitment
 
 _DONE = b"[DONE]"
 _Seconds = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+_Nano = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 _ReceiptId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
+
+
+class ShownPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the gateway said that tokens cost before it was asked, in nano per million."""
+
+    prompt: _Nano
+    cached: _Nano
+    completion: _Nano
 
 
 class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,7 +32,7 @@ class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes before sealing and after opening; `sealed_header` and `rolling` are the clear header and R_k. `evidence` was
     judged at `judged_at` with the client's own `nonce` before the request was sealed at `asked_at` (Unix seconds).
     `ticket`, `head`, `body` and `signature` are the receipt as it came with the answer. `manifest` is the digest of
-    the weights that were insisted on, if any.
+    the weights that were insisted on, if any; `price` is what the gateway's model list said.
     """
 
     v: Literal[1]
@@ -47,6 +56,7 @@ class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body: bytes
     signature: bytes
     manifest: Digest | None = None
+    price: ShownPrice | None = None
 
     def encode(self) -> bytes:
         """Canonical JSON."""

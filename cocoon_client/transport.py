@@ -11,7 +11,7 @@ import random
 import threading
 import urllib.parse
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 
 import httpx
 import msgspec
@@ -27,7 +27,7 @@ from cocoon_client.errors import (
     NotSealableError,
 )
 from cocoon_client.exchange import SealedExchange
-from cocoon_client.opening import Opening
+from cocoon_client.opening import Opening, ShownPrice
 from cocoon_client.plan import Plan, plan_request
 from cocoon_client.trust import Trust
 
@@ -57,8 +57,24 @@ class Keeper(Protocol):
         ...
 
 
+class _Pricing(msgspec.Struct, frozen=True):
+    prompt_nano_per_mtok: int
+    cached_prompt_nano_per_mtok: int
+    completion_nano_per_mtok: int
+
+
 class _ModelFacts(msgspec.Struct, frozen=True):
-    context_length: int = DEFAULT_CONTEXT
+    """What is read of `GET /v1/models/{id}`. A wrong context only makes the gateway hold too little or too much."""
+
+    context_length: Annotated[int, msgspec.Meta(ge=1)] = DEFAULT_CONTEXT
+    pricing: _Pricing | None = None
+
+    @property
+    def price(self) -> ShownPrice | None:
+        shown = self.pricing
+        if shown is None:
+            return None
+        return ShownPrice(shown.prompt_nano_per_mtok, shown.cached_prompt_nano_per_mtok, shown.completion_nano_per_mtok)
 
 
 class Sealer:
@@ -72,7 +88,7 @@ class Sealer:
         self.trust = trust
         self.keeper = keeper
         self.directory = Directory(trust, self._rng)
-        self._contexts: dict[str, int] = {}
+        self._facts: dict[str, _ModelFacts] = {}
 
     def now(self) -> dt.datetime:
         """Wall time."""
@@ -80,7 +96,7 @@ class Sealer:
 
     def known(self, plan: Plan) -> tuple[VerifiedWorker, ...]:
         """Workers that the request can be sealed for now."""
-        return self.directory.known(plan.model, plan.manifest, self.now()) if plan.model in self._contexts else ()
+        return self.directory.known(plan.model, plan.manifest, self.now()) if plan.model in self._facts else ()
 
     def learn(self, plan: Plan, nonce: bytes, answer: bytes, model: bytes | None) -> tuple[VerifiedWorker, ...]:
         """Judge what the gateway showed. `model` is its description of the model, if it has one.
@@ -90,12 +106,11 @@ class Sealer:
             NotTrustedError: nothing of it holds.
         """
         self.directory.judge(plan.model, answer, nonce=nonce, manifest=plan.manifest, at=self.now())
-        context = DEFAULT_CONTEXT
+        facts = _ModelFacts()
         if model is not None:
-            # A wrong number only makes the gateway ask for too little or too much credit; it opens nothing.
             with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-                context = max(1, min(DEFAULT_CONTEXT, msgspec.json.decode(model, type=_ModelFacts).context_length))
-        self._contexts[plan.model] = context
+                facts = msgspec.json.decode(model, type=_ModelFacts)
+        self._facts[plan.model] = facts
         return self.known(plan)
 
     def seal(self, plan: Plan, api_key: str, workers: Sequence[VerifiedWorker]) -> SealedExchange:
@@ -107,13 +122,13 @@ class Sealer:
         now = self.now()
         terms = plan.terms(
             job_id=new_job_id(self._clock, self._rng), api_key=api_key, now_s=now.timestamp(),
-            context_tokens=self._contexts[plan.model],
+            context_tokens=min(DEFAULT_CONTEXT, self._facts[plan.model].context_length),
         )  # fmt: skip
         return SealedExchange(plan, terms, workers, self._rng.randbytes)
 
     def keep(self, exchange: SealedExchange) -> None:
         """Keep what opens the receipt of a finished exchange."""
-        self.keeper.keep(exchange.opening(self.now().timestamp()))
+        self.keeper.keep(exchange.opening(self.now().timestamp(), self._facts[exchange.plan.model].price))
 
 
 class SealingTransport(httpx.BaseTransport):

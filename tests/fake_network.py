@@ -21,17 +21,23 @@ from attestation.evidence import Evidence
 from attestation.policy import Deployment, load_policy
 from attestation.simulation.tee import SimulatedTEE
 from cocoon import receipt
+from cocoon.bundle import Batched, Countersigned, Inclusion, ReceiptBundle
+from cocoon.checkpoints import Checkpoint, NoteSigner
 from cocoon.clock import SystemClock
 from cocoon.endpoints import ENDPOINTS
 from cocoon.enrolment import Keyset, keyset_digest
+from cocoon.merkle import Tree, leaf_hash
 from cocoon.receipt import NO_STAKE, SEAL_SEALED, Commitment, ReceiptBody, ReceiptHead
 from cocoon.sealed import CONTENT_TYPE, OpenedRequest, SealedKey, SealedRequest, open_request, parse_request
 from cocoon.sealed_answer import AnswerSealer
 from cocoon.sealed_trailer import AnswerTrailer, SealedReceipt
+from cocoon.signed_batch import Countersignature
 from cocoon.sse import DONE_EVENT, data_event
 from cocoon.statement import Beacon
 from cocoon.ticket import Ticket
+from cocoon.transparency import LeafType, entry_of, receipt_envelope
 from cocoon.usage import TokenUsage
+from cocoon_client.opening import Opening
 from cocoon_client.trust import Trust
 from tests.signing_values import Operator
 
@@ -40,6 +46,12 @@ NETWORK = -3
 API_KEY = "sk-cocoon-" + "A" * 43
 BASE_URL = "http://gateway.test/v1"
 MANIFEST = b"m" * 32
+DESCRIBED = {
+    "id": MODEL, "object": "model", "context_length": 4096,
+    "pricing": {
+        "prompt_nano_per_mtok": 10, "cached_prompt_nano_per_mtok": 5, "completion_nano_per_mtok": 20, "version": 1
+    },
+}  # fmt: skip
 USAGE = TokenUsage(prompt=7, completion=3)
 WORDS = ("a ", "secret ", "answer")
 DEVELOPMENT = Deployment("development", NETWORK)
@@ -161,8 +173,32 @@ class FakeWorker:
         )
 
 
+class FakeLog:
+    """A transparency log in memory."""
+
+    def __init__(self) -> None:
+        self.signer = NoteSigner("log.test", Ed25519PrivateKey.generate())
+        self.entries = [entry_of(LeafType.ADMISSION, b"admission %d" % number).encode() for number in range(5)]
+
+    @property
+    def tree(self) -> Tree:
+        return Tree([leaf_hash(entry) for entry in self.entries])
+
+    def checkpoint(self) -> str:
+        tree = self.tree
+        return self.signer.sign(Checkpoint(origin="log.test", size=tree.size, root=tree.root).encode())
+
+    def append(self, envelope: bytes) -> int:
+        self.entries.append(entry_of(LeafType.RECEIPT, envelope).encode())
+        return len(self.entries) - 1
+
+    def inclusion(self, index: int) -> Inclusion:
+        tree = self.tree
+        return Inclusion(checkpoint=self.checkpoint(), index=index, size=tree.size, path=tree.inclusion(index))
+
+
 class FakeGateway(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """What an honest gateway does; `showing`, `forwarding` and `answering` are where a test makes it do other things."""
+    """What an honest gateway does; `showing`, `forwarding` and `answering` make it do other things."""
 
     def __init__(self, *workers: FakeWorker) -> None:
         self.workers = list(workers) or [FakeWorker()]
@@ -174,6 +210,31 @@ class FakeGateway(httpx.BaseTransport, httpx.AsyncBaseTransport):
         self.refusing: list[httpx.Response] = []
         self.bundles: dict[str, bytes] = {}
         self.closed = 0
+        self.log = FakeLog()
+
+    def trust(self, **changes: Any) -> Trust:
+        """Trust in this gateway's operator and log too."""
+        keys = {"operator_key": self.operator.public, "log_key": self.log.signer.verifier.text}
+        return trust(**keys | changes)
+
+    def bundle(self, opening: Opening, worker: FakeWorker | None = None, *, numerator: int = 1000) -> ReceiptBundle:
+        """What the gateway has to show for an answer, once it is countersigned and in the log."""
+        worker = worker or self.workers[0]
+        counter = Countersignature(
+            global_id=NETWORK, head_sha256=hashlib.sha256(opening.head).digest(), charge_numerator=numerator
+        ).encode()
+        batch, (ticket_proof, counter_proof) = self.operator.signed([opening.ticket, counter])
+        index = self.log.append(receipt_envelope(worker.keyset.receipt_pk, opening.head, opening.signature))
+        bundle = ReceiptBundle(
+            receipt_id=opening.receipt_id, head=opening.head, signature=opening.signature, body=opening.body,
+            ticket=opening.ticket, ticket_signed=Batched(batch, ticket_proof),
+            countersigned=Countersigned(leaf=counter, signed=Batched(batch, counter_proof)), keyset=worker.raw,
+            evidence=worker.evidence(None).encode(),
+            endorsements=worker.tee.endorsements(SystemClock().now()).encode(), manifest=None,
+            log=self.log.inclusion(index),
+        )  # fmt: skip
+        self.bundles[opening.receipt_id] = bundle.encode()
+        return bundle
 
     @property
     def wire(self) -> bytes:
@@ -194,13 +255,15 @@ class FakeGateway(httpx.BaseTransport, httpx.AsyncBaseTransport):
     def _handle(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
         path = request.url.path
+        if path == "/v1/models":
+            return httpx.Response(200, json={"object": "list", "data": [DESCRIBED]})
         if path == "/v1/attestation":
             nonce = bytes.fromhex(request.url.params["nonce"])
             shown = [worker.shown(nonce) for worker in self.workers]
             answer = {"model": request.url.params["model"], "policy_sha256": "", "workers": shown}
             return httpx.Response(200, json=self.showing(answer))
-        if path.startswith("/v1/models"):
-            return httpx.Response(200, json={"id": MODEL, "object": "model", "context_length": 4096})
+        if path == f"/v1/models/{MODEL}":
+            return httpx.Response(200, json=DESCRIBED)
         if path.startswith("/v1/receipts/"):
             bundle = self.bundles.get(path.rpartition("/")[2])
             return httpx.Response(404, json={}) if bundle is None else httpx.Response(200, content=bundle)

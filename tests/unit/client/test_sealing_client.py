@@ -294,9 +294,8 @@ def test_a_gateway_that_adds_itself_to_the_recipients_is_found_out_by_the_worker
     gateway.answering = lambda parts: own_answer(own)
 
     def own_answer(worker: FakeWorker) -> list[bytes]:
-        from tests.sealing import RECIPIENTS, TERMS, counted
-
         from cocoon.sealed import Recipient, seal_request
+        from tests.sealing import RECIPIENTS, TERMS, counted
 
         sent = seal_request(
             TERMS, b'{"model":"smol"}', [Recipient(worker.digest, worker.sealed_key.public_key)], counted()
@@ -340,19 +339,19 @@ def test_an_answer_that_is_not_whole_and_untouched_is_refused(spoil: Any, stream
 def test_a_stream_that_was_cut_off_never_shows_its_end_mark() -> None:
     gateway = FakeGateway()
     gateway.answering = cut
-    http = SealingClient(trust(), transport=gateway)
-    seen = b""
-    with (
-        pytest.raises(AnswerRefusedError),
-        http.stream(
-            "POST", BASE_URL + "/chat/completions", json={**ASKED, "stream": True},
-            headers={"authorization": f"Bearer {API_KEY}"},
-        ) as response,
-    ):  # fmt: skip
-        for chunk in response.iter_bytes():
-            seen += chunk
-    assert b"secret" in seen
-    assert b"[DONE]" not in seen
+    seen: list[bytes] = []
+
+    def read() -> None:
+        headers = {"authorization": f"Bearer {API_KEY}"}
+        body = {**ASKED, "stream": True}
+        http = SealingClient(trust(), transport=gateway)
+        with http.stream("POST", BASE_URL + "/chat/completions", json=body, headers=headers) as response:
+            seen.extend(response.iter_bytes())
+
+    with pytest.raises(AnswerRefusedError):
+        read()
+    assert b"secret" in b"".join(seen)
+    assert b"[DONE]" not in b"".join(seen)
 
 
 @pytest.mark.parametrize(
