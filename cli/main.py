@@ -40,7 +40,9 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "prices": Subcommand("cli.prices", "Show and set what models cost.", "gateway"),
     "proxy": Subcommand("cli.proxy", "Serve the OpenAI API on this machine; seal and verify everything.", "client"),
     "verify": Subcommand("cli.verify", "Verify a receipt, step by step, in words.", "client"),
-    "workers": Subcommand("cli.workers", "Show workers' standing and reinstate suspended ones.", "gateway"),
+    "workers": Subcommand(
+        "cli.workers", "Show workers, their evidence and standing; reinstate suspended ones.", "gateway"
+    ),
     "worker": Subcommand("cli.worker", "Serve a model beside its engine.", "worker"),
 }
 

@@ -73,7 +73,7 @@ class FieldError(MalformedError):
 
     code: ClassVar[str] = "invalid_request"
 
-    def __init__(self, message: str, *, param: str, reason: str) -> None:
+    def __init__(self, message: str | None = None, *, param: str | None = None, reason: str | None = None) -> None:
         super().__init__(message)
         self.param = param
         self.reason = reason

@@ -135,13 +135,13 @@ class AgentApp:
         """
         try:
             request = endpoint.decode(body)
+            if request.model != self._served_model:
+                raise RefusedError(refusals.unknown_model(self._served_model))
             request.check()
         except FieldError as error:
             raise RefusedError(refusals.bad_field(error)) from error
         except MalformedError as error:
             raise RefusedError(refusals.BAD_BODY) from error
-        if request.model != self._served_model:
-            raise RefusedError(refusals.unknown_model(self._served_model))
         salt, salt_header = self._salt(header(scope, hop.SALT_HEADER))
         incoming = header(scope, "traceparent")
         trace = self._tracer.begin(incoming)

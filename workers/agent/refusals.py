@@ -92,7 +92,7 @@ def unknown_model(served: str) -> Refusal:
 
 def bad_field(error: FieldError) -> Refusal:
     """A field of the request has an impossible value."""
-    return _invalid(str(error), code=error.reason, param=error.param)
+    return _invalid(str(error), code=error.reason or error.code, param=error.param)
 
 
 def body_too_large(limit: int) -> Refusal:

@@ -66,9 +66,10 @@ async def test_an_attempt_runs_once_and_another_attempt_of_its_job_may_run(peer:
         (b'{"model":"fake","messages":3}', 400, "invalid_request"),
         (b'{"model":"fake","messages":[{"role":"user","content":"\xff"}]}', 400, "invalid_request"),
         (b'{"model":"fake","messages":' + b"[" * 5000, 400, "invalid_request"),
-        (b'{"model":"fake","messages":[],"n":0}', 400, "invalid_request"),
-        (b'{"model":"fake","messages":[],"n":1000000}', 400, "invalid_request"),
-        (b'{"model":"fake","messages":[],"max_tokens":-5}', 403, "ticket_exhausted"),
+        (b'{"model":"fake","messages":[]}', 400, "empty_array"),
+        (b'{"model":"fake","messages":[{"role":"user"}],"n":0}', 400, "integer_out_of_range"),
+        (b'{"model":"fake","messages":[{"role":"user"}],"n":1000000}', 400, "integer_out_of_range"),
+        (b'{"model":"fake","messages":[{"role":"user"}],"max_tokens":-5}', 400, "integer_below_min_value"),
         (b'{"model":"other\\r\\nx-evil: 1","messages":[]}', 404, "model_not_found"),
     ],
 )

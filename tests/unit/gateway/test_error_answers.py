@@ -31,6 +31,8 @@ INTERNAL = {
     "LeaseActiveError", "LeaseExhaustedError", "LeaseLostError",
     # Between the limiter and what it asks; a request is told in the limiter's own words.
     "SlicesUnavailableError", "SpendUnavailableError",
+    # A request's own judgement of its fields, which admission passes on as an `InvalidRequestError`.
+    "FieldError",
     # Start-up and commands; the gateway does not serve then.
     "MigrationError", "NotSuspendedError", "SettingsError",
     # Of sealed requests, which only clients and agents open.
