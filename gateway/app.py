@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 import httpx
 import msgspec
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
@@ -20,6 +21,8 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.router import Router as Routes
 from litestar.types import HTTPScope, Receive, Scope, Send
 
+from audit.postgres.reader import LogReader
+from audit.postgres.sequencer import Sequencer
 from billing.lease_book import LeaseTerms
 from billing.leases import LeasedLedger
 from billing.ports import Ledger
@@ -31,6 +34,7 @@ from billing.postgres.pool import Pool, open_pool
 from billing.postgres.prices import load_price_book
 from billing.postgres.recoveries import Recoveries
 from cocoon import openai
+from cocoon.checkpoints import NoteSigner
 from cocoon.clock import Clock, SystemClock, system_random
 from cocoon.endpoints import ENDPOINTS, Endpoint
 from cocoon.errors import CocoonError, MalformedError
@@ -46,6 +50,7 @@ from gateway.http.bodies import BodyRoom
 from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
 from gateway.http.inference import serve_inference
+from gateway.http.log import LogController
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.uploads import read_before_refusing
@@ -97,7 +102,7 @@ TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    WorkersController, WalletsController,
+    LogController, WorkersController, WalletsController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -156,6 +161,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
     signer = BatchSigner(
         _gateway_key(settings, clock), global_id=settings.global_id, network_secret=network_secret, clock=clock
     )
+    log_signer = _log_signer(settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(tracer.close)
         stack.callback(transport.close)
@@ -194,6 +200,8 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
             pool=pool,
             signer=signer,
+            log_reader=LogReader(pool),
+            log_verifier=log_signer.verifier,
             wallets=_wallet_door(settings, pool, network_secret, clock, rng),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
@@ -203,6 +211,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         )  # fmt: skip
         background = await stack.enter_async_context(_Background())
         background.start("signatures", signer.run)
+        background.start("log", Sequencer(database_url, log_signer).run)
         background.start("over_claims", over_claims.run)
         background.start("standing", Standing(StandingStore(pool), registry).run)
         background.start("keys", key_listener.run)
@@ -255,6 +264,11 @@ def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
         )  # fmt: skip
     except MalformedError as error:
         raise SettingsError(f"COCOON_GATEWAY_DELEGATION cannot be used: {error}") from error
+
+
+def _log_signer(settings: Settings) -> NoteSigner:
+    seed = bytes.fromhex(settings.log.seed.reveal())
+    return NoteSigner(settings.log.origin, Ed25519PrivateKey.from_private_bytes(seed))
 
 
 def _wallet_door(settings: Settings, pool: Pool, network_secret: bytes, clock: Clock, rng: random.Random) -> WalletDoor:

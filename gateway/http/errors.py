@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple, cast
 
+from audit.errors import EnvelopeTooLongError, LogUnavailableError, NotLoggedError
 from billing.ports import InsufficientCreditError, LedgerUnavailableError, TransferConflictError
 from billing.postgres.adjustments import TransferTimeError
 from cocoon import openai
@@ -75,6 +76,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     WalletLimitError: (429, "rate_limit_error"),
     TransferTimeError: (400, "invalid_request_error"),
     ModelUnknownError: (404, "invalid_request_error"),
+    NotLoggedError: (404, "invalid_request_error"),
     OrganisationUnknownError: (404, "invalid_request_error"),
     ProjectUnknownError: (404, "invalid_request_error"),
     KeyUnknownError: (404, "invalid_request_error"),
@@ -88,6 +90,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     InFlightError: (409, "invalid_request_error"),
     NotReplayableError: (409, "invalid_request_error"),
     BodyTooLargeError: (413, "invalid_request_error"),
+    EnvelopeTooLongError: (413, "invalid_request_error"),
     ChallengesFullError: (429, "rate_limit_error"),
     RateLimitedError: (429, "rate_limit_error"),
     SpendLimitError: (429, "insufficient_quota"),
@@ -96,6 +99,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     OverloadedError: (503, "server_error"),
     SigningUnavailableError: (503, "server_error"),
     LedgerUnavailableError: (503, "server_error"),
+    LogUnavailableError: (503, "server_error"),
     LimitsUnknownError: (503, "server_error"),
     KeysStaleError: (503, "server_error"),
     EnrolmentStoreUnavailableError: (503, "server_error"),
