@@ -73,7 +73,9 @@ def check_receipt(trailer: AnswerTrailer, delivered: Delivered) -> ReceiptBody:
         raise MalformedError("the answer came without a receipt")
     receipt.verify(Keyset.decode(delivered.keyset).receipt_pk, shown.head, shown.signature)
     head, ticket = ReceiptHead.decode(shown.head), Ticket.decode(shown.ticket)
-    if head.ticket_sha256 != hashlib.sha256(shown.ticket).digest() or head.body_sha256 != receipt.body_digest(shown.body):
+    if head.ticket_sha256 != hashlib.sha256(shown.ticket).digest() or head.body_sha256 != receipt.body_digest(
+        shown.body
+    ):
         raise MalformedError("the receipt's head names another ticket or body")
     if not hmac.compare_digest(ticket.request_digest, delivered.digest):
         raise MalformedError("the receipt is for another request")
