@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from cocoon.endpoints import ENDPOINTS, Endpoint
+from cocoon.endpoints import CHAT, ENDPOINTS, Endpoint
 from cocoon.errors import MalformedError
 from cocoon.openai import ModelRequest, PromptTerms
 from cocoon.sealed import BODY_BYTES_MAX, Terms, key_tag
@@ -15,6 +15,7 @@ NOT_AFTER_S: Final = 900
 """How long a sealed request may wait for a worker to begin: a gateway cannot keep it for another day."""
 DEFAULT_COMPLETION: Final = 4096
 """Tokens per choice where neither request nor API name a maximum (PROTOCOL §6)."""
+PROMPT_MAX: Final = 1 << 20
 BASE_TOKENS: Final = 64
 TOKENS_PER_MESSAGE: Final = 16
 """More than any chat template is known to add; the bytes of the JSON around a message are a bound already."""
@@ -40,16 +41,21 @@ class Plan(msgspec.Struct, frozen=True):
             NotSealableError: a value is out of its range.
         """
         request = self.request
-        each = request.asked_completion
-        if each is None:
-            each = request.completion_default or DEFAULT_COMPLETION
-        limits = PromptTerms(context=context_tokens, base=BASE_TOKENS, per_message=TOKENS_PER_MESSAGE)
+        asked = request.asked_completion
+        if asked is None:
+            default = request.completion_default
+            each = DEFAULT_COMPLETION if default is None else default
+            completion = min(each, context_tokens) * request.choices
+        else:
+            completion = asked * request.copies
+        # A gateway cuts a chat's bound down to the context that it knows; the worker's own may be larger.
+        context = PROMPT_MAX if self.endpoint is CHAT else context_tokens
         try:
-            prompt = request.prompt_max(len(self.body), limits)
+            limits = PromptTerms(context=context, base=BASE_TOKENS, per_message=TOKENS_PER_MESSAGE)
             terms = Terms(
-                job_id=job_id.bytes, key_tag=key_tag(api_key), model=request.model, max_prompt=prompt,
-                max_completion=min(each, context_tokens) * request.choices, n=request.choices, stream=request.streams,
-                not_after=int(now_s) + NOT_AFTER_S, manifest=self.manifest,
+                job_id=job_id.bytes, key_tag=key_tag(api_key), model=request.model,
+                max_prompt=request.prompt_max(len(self.body), limits), max_completion=completion, n=request.copies,
+                stream=request.streams, not_after=int(now_s) + NOT_AFTER_S, manifest=self.manifest,
             )  # fmt: skip
             return msgspec.convert(msgspec.structs.asdict(terms), Terms, builtin_types=(bytes,))
         except (MalformedError, msgspec.ValidationError) as error:

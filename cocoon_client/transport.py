@@ -35,7 +35,7 @@ RECEIPT_HEADER: Final = "x-cocoon-receipt"
 KEYSET_HEADER: Final = "x-cocoon-keyset"
 TEE_HEADER: Final = "x-cocoon-tee"
 ERROR_BYTES_MAX: Final = 64 * 1024
-WORKERS_GONE: Final = frozenset({"recipients_unavailable", "no_recipient", "worker_unavailable"})
+WORKERS_GONE: Final = frozenset({"sealed_recipients_gone"})
 """Codes of a gateway for whose workers a request was sealed in vain: newer ones are then asked for, once."""
 DEFAULT_CONTEXT: Final = 1 << 20
 _OK: Final = 200

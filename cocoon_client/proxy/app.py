@@ -114,11 +114,11 @@ async def _relay(response: httpx.Response, answer: Answer) -> None:
     headers = passed_headers(response.headers.multi_items())
     if "text/event-stream" not in response.headers.get("content-type", ""):
         # Whole before a byte of it is shown: a document has no place to say that it is broken.
-        body = b"".join([part async for part in response.aiter_raw()])
+        body = b"".join([part async for part in response.aiter_bytes()])
         await answer.send(response.status_code, headers, body)
         return
     await answer.start(response.status_code, headers)
-    async for part in response.aiter_raw():
+    async for part in response.aiter_bytes():
         await answer.write(part)
     await answer.end()
 

@@ -18,7 +18,7 @@ from cocoon.sealed import BODY_BYTES_MAX
 HEAD_BYTES_MAX: Final = 64 * 1024
 EARLY_BYTES_MAX: Final = BODY_BYTES_MAX + HEAD_BYTES_MAX
 WRITE_BUFFER_BYTES: Final = 256 * 1024
-_FRAMING: Final = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
+_FRAMING: Final = frozenset({"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"})
 
 
 class Request(msgspec.Struct, frozen=True):

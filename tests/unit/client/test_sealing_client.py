@@ -126,7 +126,7 @@ def test_at_most_eight_workers_can_open_a_request() -> None:
 
 def test_workers_that_left_are_replaced_by_newly_verified_ones() -> None:
     gateway = FakeGateway()
-    gateway.refusing.append(error(503, "recipients_unavailable"))
+    gateway.refusing.append(error(503, "sealed_recipients_gone"))
     assert ask(gateway).choices[0].message.content == "a secret answer"
     assert gateway.attestations() == 2
 
