@@ -44,8 +44,10 @@ from gateway.alerts import AlertSender
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
+from gateway.evidence_desk import EvidenceDesk
 from gateway.http.account import AccountController
 from gateway.http.admin import AdminController, OrganisationsController
+from gateway.http.attestation import AttestationController
 from gateway.http.bodies import BodyRoom
 from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
@@ -104,7 +106,7 @@ TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    LogController, WorkersController, WalletsController,
+    LogController, WorkersController, WalletsController, AttestationController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -191,21 +193,21 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             over_claims=over_claims,
             sealed=SealedRequests(await stack.enter_async_context(PostgresJobBook(pool)), clock),
         )  # fmt: skip
+        attestations = AttestationStore(pool, rng)
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
             registry=registry,
             enrolments=EnrolmentStore(
                 pool, clock, allow_private=settings.allow_private_workers, policy_sha256=attestor.policy_sha256
             ),
-            attestor=attestor,
-            attestations=AttestationStore(pool, rng),
+            attestor=attestor, attestations=attestations,
+            desk=EvidenceDesk(
+                registry, transport, attestor, attestations, clock, _dice(rng), network_secret=network_secret
+            ),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, limiter=limiter,
             pipeline=pipeline,
             reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
-            pool=pool,
-            signer=signer,
-            log_reader=LogReader(pool),
-            log_verifier=log_signer.verifier,
+            pool=pool, signer=signer, log_reader=LogReader(pool), log_verifier=log_signer.verifier,
             wallets=_wallet_door(settings, pool, network_secret, clock, rng),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
@@ -217,19 +219,25 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         background.start("signatures", signer.run)
         background.start("log", Sequencer(database_url, log_signer).run)
         background.start("over_claims", over_claims.run)
-        background.start("standing", Standing(StandingStore(pool), registry).run)
         background.start("keys", key_listener.run)
         background.start("enrolments", enrolment_listener.run)
         background.start("prices", lambda: prices.keep_fresh(lambda: load_price_book(pool)))
         background.start("limits", limiter.run)
-        background.start("sweep", lambda: _sweep(ledger))
-        background.start("report", lambda: _report(ledger))
-        background.start("alerts", AlertSender(pool, settings.alerts, clock, rng).run)
-        background.start("partitions", lambda: _keep_partitions(pool))
+        _start_chores(background, services, rng)
         await _first_load(key_listener.loaded, enrolment_listener.loaded, prices.loaded)
         # Read once it is known whose they are, so that a new process routes at once.
         background.start("heartbeats", heartbeats.run)
         yield services
+
+
+def _start_chores(background: "_Background", services: Services, rng: random.Random) -> None:
+    """What every process does beside answering requests, and none has to do soon."""
+    pool, ledger, settings = services.pool, services.ledger, services.settings
+    background.start("standing", Standing(StandingStore(pool), services.registry).run)
+    background.start("sweep", lambda: _sweep(ledger))
+    background.start("report", lambda: _report(ledger))
+    background.start("alerts", AlertSender(pool, settings.alerts, services.clock, rng).run)
+    background.start("partitions", lambda: _keep_partitions(pool))
 
 
 def _upstreams(settings: Settings) -> list[Upstream]:

@@ -83,8 +83,8 @@ class Pipeline:
             request = await self._read(walk, call, client)
             if call.idempotency_key is not None and await self._idempotency.replayed(walk, call, client):
                 return
-            if walk.unusable is not None:
-                raise walk.unusable
+            if walk.sealed is not None:
+                await self._sealed.take(walk, walk.sealed)
             admission = await self._admit(walk, principal, request, call, client)
             await self._relay(walk, admission, request, call, client)
         except ClientGoneError:
@@ -125,7 +125,7 @@ class Pipeline:
             raise OverloadedError
         walk.body = await client.body()
         request = walk.request = (
-            await self._sealed.read(walk, call, client) if call.sealed else parse_request(walk.endpoint, walk.body)
+            self._sealed.read(walk, call, client) if call.sealed else parse_request(walk.endpoint, walk.body)
         )
         return request
 

@@ -89,37 +89,38 @@ class SealedRequests:
         self._jobs = jobs
         self._clock = clock
 
-    async def read(self, walk: Walk, call: Call, client: Client) -> SealedAsk:
-        """What the header in `walk.body` asks for. The walk goes on under the job id that the client chose.
-
-        A request that may not run, because it is late or was sent before, is left with `walk.unusable` where an
-        Idempotency-Key may still have its answer.
+    def read(self, walk: Walk, call: Call, client: Client) -> SealedAsk:
+        """What the header in `walk.body` asks for. Whether it may run is asked later, by `take`.
 
         Raises:
-            InvalidRequestError: malformed, late, or maxima that make no sense.
+            InvalidRequestError: malformed, or maxima that make no sense.
             KeyTagError: it was sealed for another API key.
-            JobUsedError: its id was used before.
-            LedgerUnavailableError: nobody can say whether it was.
         """
         assert call.authorization is not None, "authenticated before"
         request = walk.sealed = _parsed(walk.body, secret_of(call.authorization))
         header = request.header
         _require_maxima(header, walk.endpoint)
-        job_id = uuid.UUID(bytes=header.job_id)
         client.seal()
-        try:
-            _require_timely(header, job_id, self._clock.now())
-            if not await self._jobs.take(job_id):
-                raise JobUsedError
-        except (InvalidRequestError, JobUsedError) as error:
-            if call.idempotency_key is None:
-                raise
-            walk.unusable = error
-        else:
-            # Two names for one thing: the client knows the one from its answer's headers, the other from its receipt.
-            log.info("sealed_job_taken", request_id=walk.name, job_id=str(job_id))
-            walk.job_id, walk.name = job_id, str(job_id)
         return SealedAsk(model=header.model, stream=header.stream, n=header.n, header=header)
+
+    async def take(self, walk: Walk, request: SealedRequest) -> None:
+        """Let the walk go on under the job id that the client chose, if it is a new one.
+
+        Before this an Idempotency-Key was asked, which may have the answer of the same bytes for longer than they may
+        run, and decides between two of them that come at once.
+
+        Raises:
+            InvalidRequestError: late, or the id is not one of now.
+            JobUsedError: the id was used before.
+            LedgerUnavailableError: nobody can say whether it was.
+        """
+        job_id = uuid.UUID(bytes=request.header.job_id)
+        _require_timely(request.header, job_id, self._clock.now())
+        if not await self._jobs.take(job_id):
+            raise JobUsedError
+        # Two names for one thing: the client knows the one from its answer's headers, the other from its receipt.
+        log.info("sealed_job_taken", request_id=walk.name, job_id=str(job_id))
+        walk.job_id, walk.name = job_id, str(job_id)
 
     async def over(self, walk: Walk) -> None:
         """The exchange has ended: an id under which no worker was asked can be used again."""

@@ -37,7 +37,7 @@ class Walk:
 
     __slots__ = (
         "admission", "attempt", "body", "endpoint", "error", "exchange", "failed", "job_id", "name", "permit",
-        "principal", "request", "sealed", "trace", "turn", "unusable",
+        "principal", "request", "sealed", "trace", "turn",
     )  # fmt: skip
 
     def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace, endpoint: Endpoint) -> None:
@@ -50,8 +50,6 @@ class Walk:
         self.principal: Principal | None = None
         self.request: ModelRequest | None = None
         self.sealed: SealedRequest | None = None
-        self.unusable: CocoonError | None = None
-        """Why a sealed request can only be answered from an earlier one, if at all."""
         self.turn: Turn | None = None
         self.permit: Permit | None = None
         self.admission: Admission | None = None

@@ -134,6 +134,25 @@ class Transport:
             case Upstream():
                 return await self._open_upstream(target, job)
 
+    async def ask(self, worker: Worker, path: str, body: bytes, bytes_max: int) -> bytes:
+        """The whole answer of a worker to a question about itself, over its pinned connection.
+
+        Raises:
+            RefusedError: the worker answered with an error.
+            TransportError: it cannot be reached, or its identity is wrong.
+            HopError: the connection broke, or the answer is longer than `bytes_max`.
+        """
+        route = Route(worker.host, worker.port, tls=True, pin=worker.tls_spki_sha256)
+        headers = [(b"host", worker.host.encode()), (b"content-type", b"application/json")]
+        request = request_bytes(b"POST", path.encode(), headers, body)
+        connection, head = await self._exchange(route, request, idle_s_max=IDLE_S_MAX, repeatable=True)
+        if head.status != _OK:
+            raise await self._refused(route, connection, head)
+        try:
+            return await connection.read_all(bytes_max)
+        finally:
+            self._connections.give_back(route, connection)
+
     def close(self) -> None:
         """Close idle connections."""
         self._connections.close()

@@ -8,7 +8,8 @@ ON CONFLICT (job_id) DO NOTHING
 RETURNING job_id;
 
 -- name: give_back_sealed_jobs
-DELETE FROM sealed_jobs WHERE job_id = ANY($1::uuid[]);
+DELETE FROM sealed_jobs
+WHERE job_id = ANY($1::uuid[]);
 
 -- name: sweep_sealed_jobs
 DELETE FROM sealed_jobs

@@ -15,6 +15,8 @@ from cocoon.errors import MalformedError
 from cocoon.openai import FieldError, ModelRequest
 from cocoon.receipt_batch import STUB_CHARS_MAX
 from cocoon.sealed import CONTENT_TYPE as SEALED_TYPE
+from cocoon.statement_request import REQUEST_BYTES_MAX as STATEMENT_BYTES_MAX
+from cocoon.statement_request import STATEMENT_PATH
 from cocoon.ticket import Ticket
 from cocoon.tracing import Attribute, SpanRecord, Tracer
 from workers.agent import refusals
@@ -27,6 +29,7 @@ from workers.agent.receipt_store import ReceiptStore
 from workers.agent.refusals import RefusedError
 from workers.agent.sealing import check_sealed, open_sealed, read_sealed
 from workers.agent.signatures import Unsigned
+from workers.agent.stating import Stater
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -54,7 +57,9 @@ class AgentApp:
         context_tokens: int,
         tee_type: str,
         job_s_max: float,
+        stater: Stater | None = None,
     ) -> None:
+        self._stater = stater
         self._admission = admission
         self._engine = engine
         self._clock = clock
@@ -80,12 +85,26 @@ class AgentApp:
         match scope["path"], scope["method"]:
             case path, "POST" if (endpoint := BY_JOB_PATH.get(path)) is not None:
                 await self._job(endpoint, scope, receive, send)
+            case path, "POST" if path == STATEMENT_PATH and self._stater is not None:
+                await self._state(self._stater, scope, receive, send)
             case "/healthz", "GET":
                 await self._health(send)
             case path, _ if path in BY_JOB_PATH or path == HEALTH_PATH:
                 await send_refusal(send, refusals.WRONG_METHOD, body_read=False)
             case _:
                 await send_refusal(send, refusals.NOT_FOUND, body_read=False)
+
+    async def _state(self, stater: Stater, scope: Scope, receive: Receive, send: Send) -> None:
+        """Evidence for a nonce that a gateway hands on."""
+        read = False
+        try:
+            body = await read_body(scope, receive, STATEMENT_BYTES_MAX)
+            read = True
+            await send_json(send, 200, await stater.state(body), [])
+        except RefusedError as error:
+            await send_refusal(send, error.refusal, body_read=read)
+        except GatewayGoneError:
+            return
 
     async def _health(self, send: Send) -> None:
         state = "draining" if self._admission.draining else "ok" if self._engine.ready else "starting"

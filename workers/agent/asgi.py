@@ -29,15 +29,15 @@ def header(scope: Scope, name: str) -> str | None:
     return found[0].decode() if len(found) == 1 and found[0].isascii() else None
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
+async def read_body(scope: Scope, receive: Receive, bytes_max: int = BODY_BYTES_MAX) -> bytes:
     """The whole request body.
 
     Raises:
-        RefusedError: larger than `BODY_BYTES_MAX`, or slower than `BODY_S_MAX`.
+        RefusedError: larger than `bytes_max`, or slower than `BODY_S_MAX`.
         GatewayGoneError: the upload ended early.
     """
     announced = header(scope, "content-length") or "0"
-    if not announced.isdigit() or int(announced) > BODY_BYTES_MAX:
+    if not announced.isdigit() or int(announced) > bytes_max:
         raise RefusedError(_TOO_LARGE)
     parts: list[bytes] = []
     size = 0
@@ -50,7 +50,7 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
                     raise GatewayGoneError
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
-                if size > BODY_BYTES_MAX:
+                if size > bytes_max:
                     raise RefusedError(_TOO_LARGE)
                 if not message.get("more_body", False):
                     return b"".join(parts)

@@ -91,6 +91,11 @@ NOT_FOUND = _invalid("no such path", code="not_found", status=404)
 WRONG_METHOD = _invalid("method not allowed", code="method_not_allowed", status=405)
 BAD_SALT = _invalid("the salt must be 16 to 64 bytes of base64url", code="bad_salt")
 BAD_BODY = _invalid("the body is not a request of this endpoint")
+NO_TEE = _invalid("this worker has no TEE to state anything", code="no_tee", status=404)
+BAD_STATEMENT_REQUEST = _invalid("the body is not a request for a statement")
+STRANGE_STATEMENT_REQUEST = _unauthorised("statement_request_invalid", "the request is not of a gateway, or too old")
+STATEMENTS_BUSY = Refusal(429, "statements_busy", "rate_limit_error", "the platform is busy", retry_after="1")
+NO_EVIDENCE = _unavailable("evidence_unavailable", "the TEE gives no evidence now")
 SLOW_BODY = _invalid("the body did not arrive in time", code="request_timeout", status=408)
 
 
