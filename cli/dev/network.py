@@ -28,10 +28,13 @@ from cli.dev.service import Keeper, Service, all_ready
 from cli.dev.settings import DevSettings
 from cli.dev.state import DevError, DevFile, Ports, Secrets, StateDirectory
 from cli.dev.supervisor import MARKER, Supervisor
+from cli.dev.trust import trust_text
 from cli.dev.wallets import DevWallets
 from cli.operator_keys import delegation_of
 from cli.process import Launch, StopStep
 from cocoon.clock import Clock
+from cocoon.manifest import manifest_digest
+from gateway.settings import read_log
 
 WORKERS = ("worker-1", "worker-2")
 WORKER_CAPACITY = 4
@@ -102,7 +105,11 @@ class Network:
         manifest = await asyncio.to_thread(
             development_manifest, self._settings.inherited.get("COCOON_ENGINE_MODEL_PATH") or None
         )
-        self._state.write_manifest(manifest.encode())
+        raw = manifest.encode()
+        self._state.write_manifest(raw)
+        log = read_log(self._settings.inherited, bytes.fromhex(self._secrets.network_secret), GLOBAL_ID)
+        pins = {MODEL: manifest_digest(raw)}
+        self._state.write_trust(trust_text(self._state.policy.name, self._policy, self._operator, log, GLOBAL_ID, pins))
         await all_ready(
             supervisor.start(self._embedded(self._postgres, stage=0)),
             supervisor.start(self._embedded(self._redis, stage=1)),

@@ -91,6 +91,7 @@ class StateDirectory:
         self._dev_file = self.root / "dev.json"
         self.policy = self.root / "policy.toml"
         self.manifest = self.root / "manifest.json"
+        self.trust = self.root / "trust.toml"
         self._lock_fd: int | None = None
 
     @property
@@ -176,6 +177,10 @@ class StateDirectory:
     def write_manifest(self, raw: bytes) -> None:
         """Write the manifest of the weights that the workers serve."""
         write_private(self.manifest, raw)
+
+    def write_trust(self, text: bytes) -> None:
+        """Write what verifying clients of this network trust (docs/client.md)."""
+        write_private(self.trust, text)
 
     def remove_dev_file(self) -> None:
         """Nothing is ready (any more)."""
