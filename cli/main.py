@@ -35,6 +35,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "projects": Subcommand("cli.projects", "Projects of an organisation and their limits.", "gateway"),
     "migrate": Subcommand("cli.migrate", "Bring the database schema up to date.", "gateway"),
     "operator": Subcommand("cli.operator_keys", "Make the operator's key and delegate to gateways.", "gateway"),
+    "policy": Subcommand("cli.policy", "Check and show what workers' evidence is judged by.", "gateway"),
     "prices": Subcommand("cli.prices", "Show and set what models cost.", "gateway"),
     "workers": Subcommand(
         "cli.workers", "Show workers, their evidence and standing; reinstate suspended ones.", "gateway"
