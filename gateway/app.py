@@ -66,12 +66,14 @@ from gateway.pipeline import Pipeline
 from gateway.postgres.collateral import CollateralStore
 from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
+from gateway.postgres.sealed_jobs import PostgresJobBook
 from gateway.postgres.spend import PostgresSpend
 from gateway.postgres.standing import StandingStore
 from gateway.postgres.wallets import WalletKeyStore
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
 from gateway.redis.slices import RedisSlices
+from gateway.sealed import SealedRequests
 from gateway.services import Services
 from gateway.settings import Settings, SettingsError, read_settings
 from gateway.settle import SETTLE_S_MAX, Settler
@@ -181,17 +183,19 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         settler = await stack.enter_async_context(Settler(ledger, clock, ledger))
         recoveries = Recoveries(pool, PostgresLeases(pool, database_url))
         over_claims = OverClaims(recoveries.note_over_claims)
+        client = await stack.enter_async_context(httpx.AsyncClient())
+        attestor = new_attestor(settings, clock, client, CollateralStore(pool))
         attempts = Attempts(
             Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
             network_secret=network_secret, global_id=settings.global_id, request_s_max=settings.request_s_max,
+            sealed_require="tdx" if attestor.judges else "any",
         )  # fmt: skip
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
             idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=_limits(settings),
             over_claims=over_claims,
+            sealed=SealedRequests(await stack.enter_async_context(PostgresJobBook(pool)), clock),
         )  # fmt: skip
-        client = await stack.enter_async_context(httpx.AsyncClient())
-        attestor = new_attestor(settings, clock, client, CollateralStore(pool))
         attestations = AttestationStore(pool, rng)
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
