@@ -144,7 +144,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
     registry.set_upstreams(
         upstream(
             name=u.name, url=u.url, models=u.models, context_tokens=u.context_tokens, capacity=u.capacity,
-            api_key=u.api_key,
+            endpoints=u.endpoints, api_key=u.api_key,
         )
         for u in settings.upstreams
     )  # fmt: skip

@@ -6,6 +6,7 @@ Pure: no name is resolved, nothing is stored, the caller brings the time.
 import datetime as dt
 import uuid
 
+from cocoon.endpoints import EndpointName
 from cocoon.enrolment import KEYSET_SECONDS_MAX, EnrolRequest, Keyset, keyset_digest
 from cocoon.errors import MalformedError
 from workers.addresses import parse_endpoint, require_permitted_host
@@ -97,8 +98,9 @@ def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allo
 
 
 def upstream(
-    *, name: str, url: str, models: dict[str, str], context_tokens: int, capacity: int, api_key: str | None = None
-) -> Upstream:
+    *, name: str, url: str, models: dict[str, str], context_tokens: int, capacity: int,
+    endpoints: tuple[EndpointName, ...] = ("chat",), api_key: str | None = None,
+) -> Upstream:  # fmt: skip
     """A plain OpenAI upstream from the operator's settings. Its address is the operator's choice, private or not.
 
     Raises:
@@ -115,6 +117,7 @@ def upstream(
         models=models,
         context_tokens=context_tokens,
         capacity=capacity,
+        endpoints=endpoints,
         api_key=api_key,
     )
 

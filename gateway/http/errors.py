@@ -32,6 +32,7 @@ from gateway.postgres.organisations import (
 )
 from gateway.signing import SigningUnavailableError
 from workers.errors import (
+    EndpointUnsupportedError,
     EnrolmentRefusedError,
     EnrolmentStoreUnavailableError,
     HeartbeatRefusedError,
@@ -57,6 +58,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     EnrolmentRefusedError: (403, "invalid_request_error"),
     TransferTimeError: (400, "invalid_request_error"),
     ModelUnknownError: (404, "invalid_request_error"),
+    EndpointUnsupportedError: (404, "invalid_request_error"),
     OrganisationUnknownError: (404, "invalid_request_error"),
     ProjectUnknownError: (404, "invalid_request_error"),
     KeyUnknownError: (404, "invalid_request_error"),

@@ -9,6 +9,7 @@ from billing.pricing import ModelOffer
 from gateway.errors import ModelUnknownError
 from gateway.http.access import customer_of
 from gateway.services import Services
+from workers.registry import Registry
 
 
 class ModelsController(Controller):
@@ -23,8 +24,8 @@ class ModelsController(Controller):
         allowed = principal.allowed_models
         offers = services.prices.book.offers(principal.customer_id)
         offers = [offer for offer in offers if not allowed or offer.model in allowed]
-        live = services.registry.models()
-        return {"object": "list", "data": [_shown(offer, live.get(offer.model, 0)) for offer in offers]}
+        registry, live = services.registry, services.registry.models()
+        return {"object": "list", "data": [_shown(offer, registry, live.get(offer.model, 0)) for offer in offers]}
 
     @get("/{model:path}")
     async def get_model(self, request: Request[Any, Any, Any], services: Services, model: str) -> dict[str, Any]:
@@ -35,10 +36,10 @@ class ModelsController(Controller):
         offer = services.prices.book.offer(name, principal.customer_id)
         if offer is None or (allowed and name not in allowed):
             raise ModelUnknownError(f"The model {name[:128]!r} does not exist.")
-        return _shown(offer, services.registry.models().get(name, 0))
+        return _shown(offer, services.registry, services.registry.models().get(name, 0))
 
 
-def _shown(offer: ModelOffer, workers: int) -> dict[str, Any]:
+def _shown(offer: ModelOffer, registry: Registry, workers: int) -> dict[str, Any]:
     price = offer.price.as_charged()
     return {
         "id": offer.model,
@@ -46,6 +47,7 @@ def _shown(offer: ModelOffer, workers: int) -> dict[str, Any]:
         "created": 0,
         "owned_by": "cocoon",
         "context_length": offer.context_tokens,
+        "endpoints": list(registry.endpoints(offer.model)),
         "workers": workers,
         "pricing": {
             "asset": price.asset.value,

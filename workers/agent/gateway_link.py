@@ -142,13 +142,18 @@ class GatewayLink:
         _log.info("worker_enrolled", worker_id=str(answer.worker_id), keyset=identity.digest.hex()[:16])
         return answer
 
+    @property
+    def _served(self) -> ServedModel:
+        told = self._settings
+        return ServedModel(id=told.served_model, context_tokens=told.context_tokens, endpoints=told.endpoints)
+
     def _enrolment(self, identity: Identity, ask: Ask | None) -> bytes:
         return msgspec.json.encode(
             EnrolRequest(
                 keyset=identity.raw,
                 url=self._url,
                 name=self._settings.name,
-                models=(ServedModel(id=self._settings.served_model, context_tokens=self._settings.context_tokens),),
+                models=(self._served,),
                 capacity=self._settings.capacity,
                 engine=self._engine.label,
                 tee_type=self._settings.tee_type,

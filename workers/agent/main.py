@@ -90,6 +90,7 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
         unsigned=unsigned,
         tracer=tracer,
         served_model=settings.served_model,
+        endpoints=settings.endpoints,
         tee_type=settings.tee_type,
         job_s_max=settings.job_s_max,
     )
