@@ -12,6 +12,7 @@ COPY deploy/build.lock /src/
 RUN python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r /src/build.lock
 COPY pyproject.toml README.md LICENSE /src/
 COPY attestation /src/attestation
+COPY audit /src/audit
 COPY billing /src/billing
 COPY cli /src/cli
 COPY cocoon /src/cocoon

@@ -28,7 +28,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
-	$(BIN)/sqlfluff lint --processes 2 -q migrations billing gateway workers
+	$(BIN)/sqlfluff lint --processes 2 -q migrations audit billing gateway workers
 	$(BIN)/squawk --config deploy/squawk.toml migrations/*.sql
 	$(BIN)/deptry .
 

@@ -57,6 +57,9 @@ class Code(enum.StrEnum):
     RIM_MISSING = "rim_missing"
     RIM_INVALID = "rim_invalid"
     RIM_MISMATCH = "rim_mismatch"
+    GPU_IN_USE = "gpu_in_use"
+    PLATFORM_FULL = "platform_full"
+    RELEASE_DRAINING = "release_draining"
 
     SIMULATED = "simulated"
     TCB_GRACE = "tcb_grace"

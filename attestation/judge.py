@@ -9,7 +9,7 @@ import hmac
 
 import msgspec
 
-from attestation.certificates import load_pem_chain, says_simulation
+from attestation.certificates import load_pem_chain, says_simulation, verify_chain
 from attestation.evidence import Endorsements, Evidence
 from attestation.findings import Code, Finding, RefusedError
 from attestation.nvidia.gpu import evidence_digest, verify_gpus
@@ -153,14 +153,15 @@ class _Judgement:
         policy, collateral = self._policy.tdx, self._endorsements.collateral
         if policy is None:
             raise RefusedError(Code.TEE_REFUSED, "the policy does not accept TDX")
-        if collateral is None:
-            raise RefusedError(Code.COLLATERAL_MISSING, "the collateral of the platform is not at hand")
         quote = parse_quote(self._evidence.quote)
         report = quote.report
         # Ours first: their codes do not depend on the wording of a library.
         if report.debug:
             raise RefusedError(Code.DEBUG, "the trust domain may be debugged: the host reads its memory")
         roots, at = self._policy.pins("tdx"), self._question.at
+        if collateral is None:
+            verify_chain(quote.pck_chain, roots=roots, at=at, what="the PCK chain")
+            raise RefusedError(Code.COLLATERAL_MISSING, "the collateral of the platform is not at hand")
         claims = verify_quote(self._evidence.quote, quote, collateral, policy=policy, roots=roots, at=at)
         self._facts.platform(claims)
         self._facts.notes.extend(claims.notes)

@@ -74,13 +74,17 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TDXPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a TDX platform has to be. `ppids` absent: any platform; empty: none."""
+    """What a TDX platform has to be. `ppids` absent: any platform; empty: none.
+
+    `workers_per_platform` bounds how many workers may be attested on one machine (PPID) at a time; absent: any number.
+    """
 
     mrseams: tuple[_Hex48, ...]
     xfams: tuple[_Hex8, ...]
     td_attributes: tuple[_Hex8, ...]
     tcb_evaluation_min: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     ppids: tuple[_Hex, ...] | None = None
+    workers_per_platform: Annotated[int, msgspec.Meta(ge=1)] | None = None
     allow_dynamic_platform: bool = False
     allow_cached_keys: bool = False
     allow_smt: bool = False

@@ -14,7 +14,7 @@ import msgspec
 from cocoon.errors import CocoonError
 
 DISTRIBUTION = "cocoon-network"
-FIRST_PARTY = frozenset({"billing", "cli", "cocoon", "gateway", "migrations", "workers"})
+FIRST_PARTY = frozenset({"attestation", "audit", "billing", "cli", "cocoon", "gateway", "migrations", "workers"})
 
 
 class Subcommand(msgspec.Struct, frozen=True):
@@ -36,7 +36,9 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "migrate": Subcommand("cli.migrate", "Bring the database schema up to date.", "gateway"),
     "operator": Subcommand("cli.operator_keys", "Make the operator's key and delegate to gateways.", "gateway"),
     "prices": Subcommand("cli.prices", "Show and set what models cost.", "gateway"),
-    "workers": Subcommand("cli.workers", "Show workers' standing and reinstate suspended ones.", "gateway"),
+    "workers": Subcommand(
+        "cli.workers", "Show workers, their evidence and standing; reinstate suspended ones.", "gateway"
+    ),
     "worker": Subcommand("cli.worker", "Serve a model beside its engine.", "worker"),
 }
 

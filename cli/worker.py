@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import click
 
+from cli.enrol import command as enrol_command
 from cocoon.clock import SystemClock, system_random
 from cocoon.logs import configure_logging
 from workers.agent.main import serve
@@ -15,6 +16,7 @@ from workers.agent.settings import load_settings
 _OPTIONS = {
     "gateway-url": ("COCOON_GATEWAY_URL", "Where to enrol."),
     "gateway-ca": ("COCOON_GATEWAY_CA", "Certificates (PEM) of a private authority that vouches for the gateway."),
+    "key-file": ("COCOON_WORKER_KEY_FILE", "The worker key that `cocoon worker enrol` wrote."),
     "name": ("COCOON_WORKER_NAME", "Name of this worker for people; default worker."),
     "listen": ("COCOON_WORKER_LISTEN", "host:port to serve on; port 0 takes a free one."),
     "public-url": ("COCOON_WORKER_PUBLIC_URL", "How gateways reach this worker; default https://LISTEN."),
@@ -35,7 +37,9 @@ _OPTIONS = {
 
 
 def _run(**given: str | None) -> None:
-    """Serve until SIGTERM. Keys come from the environment only: COCOON_WORKER_KEY, COCOON_ENGINE_API_KEY."""
+    """Serve until SIGTERM. Keys come from the environment or a file: COCOON_WORKER_KEY, COCOON_ENGINE_API_KEY."""
+    if click.get_current_context().invoked_subcommand is not None:
+        return
     names = {option.replace("-", "_"): variable for option, (variable, _) in _OPTIONS.items()}
     settings = load_settings({names[name]: value for name, value in given.items() if value is not None})
     configure_logging(f"worker:{settings.name}")
@@ -50,9 +54,11 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return importlib.import_module("uvloop").new_event_loop
 
 
-command = click.Command(
+command = click.Group(
     "worker",
     callback=_run,
+    invoke_without_command=True,
+    commands=[enrol_command],
     params=[
         click.Option([f"--{option}"], help=f"{text} [{variable}]") for option, (variable, text) in _OPTIONS.items()
     ],

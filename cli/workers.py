@@ -1,4 +1,4 @@
-"""`cocoon workers`: what is held against workers, and the way back for one that is suspended."""
+"""`cocoon workers`: what workers showed, what is held against them, and the way back for one that is suspended."""
 
 import uuid
 
@@ -6,12 +6,50 @@ import click
 
 from billing.postgres.pool import Pool
 from cli.database import run_on_pool
-from gateway.postgres.standing import Held, StandingStore
+from cli.tables import print_table, shown
+from cocoon.clock import system_random
+from gateway.postgres.standing import Held, Listed, StandingStore
+from workers.postgres.attestations import Attestation, AttestationStore
 
 
 @click.group()
 def command() -> None:
-    """Look at workers' standing, and let suspended ones back."""
+    """Look at workers, their evidence and standing, and let suspended ones back."""
+
+
+@command.command("evidence")
+def evidence_command() -> None:
+    """List enrolled workers with what was found about their evidence, and workers refused in the last day."""
+
+    async def work(pool: Pool) -> list[Attestation]:
+        return await AttestationStore(pool, system_random()).list_all()
+
+    found = run_on_pool(work)
+    if not found:
+        click.echo("No worker has enrolled.")
+    for one in found:
+        until = f"  until {one.attested_until:%Y-%m-%d %H:%M:%S} UTC" if one.attested_until else ""
+        click.echo(f"{one.worker_id}  {one.name}  {one.outcome}  {one.tee_type} ({one.level}){until}  {one.url}")
+        for reason in one.reasons:
+            click.echo(f"    {one.outcome} because {reason.message} [{reason.code}]")
+        if one.refused_at is not None and one.outcome != "refused":
+            for reason in one.refusal:
+                click.echo(f"    refused at {one.refused_at:%H:%M:%S}: {reason.message} [{reason.code}]")
+
+
+@command.command("list")
+def list_command() -> None:
+    """List workers that have enrolled, with the wallets that were proven for them."""
+
+    async def work(pool: Pool) -> list[Listed]:
+        return await StandingStore(pool).workers()
+
+    rows = [
+        (str(one.worker_id), one.name, one.state, shown(one.wallet), one.tee_type, ",".join(one.models), one.url,
+         f"{one.enrolled_at:%Y-%m-%d %H:%M}")
+        for one in run_on_pool(work)
+    ]  # fmt: skip
+    print_table(("id", "name", "state", "wallet", "tee", "models", "url", "enrolled (UTC)"), rows)
 
 
 @command.command("standing")
@@ -28,7 +66,7 @@ def standing_command() -> None:
         state = f"suspended since {one.suspended_at:%Y-%m-%d %H:%M} UTC" if one.suspended_at else "in rotation"
         click.echo(
             f"{one.worker_id}  {one.name or '?'}  {state}  jobs {one.jobs}"
-            f"  claimed {one.claimed_nano} nano, booked {one.booked_nano}"
+            f"  claimed {one.claimed_nano} nano, booked {one.booked_nano}  wallet {shown(one.wallet)}"
         )
 
 

@@ -6,7 +6,7 @@ log refer to. Fields whose layer is not built yet (HPKE X25519, delegation, mani
 
 import hashlib
 import uuid
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -16,7 +16,10 @@ from cocoon.endpoints import EndpointName
 KEYSET_LABEL = b"cocoon/keyset/1\x00"
 KEYSET_SECONDS_MAX = 6 * 3600
 ENROL_PATH = "/v1/workers/enrol"
+CHALLENGE_PATH = "/v1/workers/challenge"
 HEARTBEAT_PATH = "/v1/workers/heartbeat"
+EVIDENCE_BYTES_MAX = 1024 * 1024
+"""Longest evidence of one enrolment: a quote, an event log, the reports and chains of eight GPUs."""
 HEARTBEAT_SECONDS = 2.0
 """How often an agent reports; three missed reports take it out of rotation."""
 HEARTBEATS_MISSED_MAX = 3
@@ -89,6 +92,8 @@ class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     """`POST /v1/workers/enrol`, authorised by a worker key. `capacity` is requests in flight.
 
     A model without an ask is served at the network's price. Enrolling again with other asks changes nothing else.
+    `evidence` is the bytes of `attestation.evidence.Evidence` for this very keyset and the nonce of a challenge, and
+    empty exactly where `tee_type` is `none`. Enrolling again with fresh evidence renews its time.
     """
 
     keyset: bytes
@@ -99,10 +104,29 @@ class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     engine: Annotated[str, msgspec.Meta(max_length=64)]
     tee_type: Annotated[str, msgspec.Meta(max_length=32)] = "none"
     asks: Annotated[tuple[Ask, ...], msgspec.Meta(max_length=64)] = ()
+    evidence: Annotated[bytes, msgspec.Meta(max_length=EVIDENCE_BYTES_MAX)] = b""
 
 
-class EnrolAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Admission: `token` authorises heartbeats for `token_seconds`, `ticket_key` authenticates tickets."""
+class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Answer of `POST /v1/workers/challenge`: evidence of one enrolment has to carry `nonce`, within `seconds`."""
+
+    nonce: Digest
+    seconds: int
+
+
+class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why evidence was not enough: a code that never changes (`attestation.findings`) and a sentence that may."""
+
+    code: str
+    message: str
+
+
+class EnrolAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Admission: `token` authorises heartbeats for `token_seconds`, `ticket_key` authenticates tickets.
+
+    A quarantined worker is enrolled and reports, and gets no jobs for the `reasons` that are named. Fresh evidence is
+    wanted every `reattest_seconds` (0 is never); what was shown counts until `attested_until` (Unix seconds).
+    """
 
     worker_id: uuid.UUID
     token: str
@@ -110,6 +134,10 @@ class EnrolAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ticket_key: bytes
     global_id: int
     heartbeat_seconds: float = HEARTBEAT_SECONDS
+    outcome: Literal["admitted", "quarantined"] = "admitted"
+    reasons: tuple[Reason, ...] = ()
+    attested_until: int = 0
+    reattest_seconds: float = 0.0
 
 
 class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Self, cast
 
+import httpx
 import msgspec
 import structlog
 from litestar import Litestar, Request, Response
@@ -48,6 +49,7 @@ from gateway.http.inference import serve_inference
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.uploads import read_before_refusing
+from gateway.http.wallets import WalletsController
 from gateway.http.workers import WorkersController
 from gateway.idempotency import Idempotency
 from gateway.limiter import SlicedLimiter
@@ -57,6 +59,7 @@ from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
 from gateway.postgres.spend import PostgresSpend
 from gateway.postgres.standing import StandingStore
+from gateway.postgres.wallets import WalletKeyStore
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
 from gateway.redis.slices import RedisSlices
@@ -66,11 +69,15 @@ from gateway.settle import SETTLE_S_MAX, Settler
 from gateway.signing import BatchSigner, GatewayKey, development_key
 from gateway.standing import Standing
 from gateway.stopping import graceful_stop
+from gateway.verifier import new_attestor
+from gateway.wallet_keys import Challenges, WalletDoor
 from workers.enrolments import upstream
+from workers.postgres.attestations import AttestationStore
 from workers.postgres.enrolments import EnrolmentListener, EnrolmentStore
 from workers.redis.heartbeats import HeartbeatBus
 from workers.registry import Registry
 from workers.routing import RetryBudget, Router
+from workers.targets import Upstream
 from workers.tokens import HeartbeatTokens
 from workers.transport import Transport
 
@@ -86,10 +93,11 @@ LEASE_MARGIN_PART = 0.1
 GC_THRESHOLDS = (10_000, 20, 50)
 """A request leaves no cycles when all goes well: Python's own 700 would have it look for them at every second one."""
 RESTART_S = 1.0
-ENROLMENTS_S_MAX = 5.0
+TABLES_S_MAX = 5.0
+"""How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    WorkersController,
+    WorkersController, WalletsController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -141,20 +149,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
     database_url, redis_url = settings.database_url.reveal(), settings.redis_url.reveal()
     network_secret = bytes.fromhex(settings.network_secret.reveal())
     keys, prices, registry = KeyTable(clock), Prices(), Registry(clock)
-    registry.set_upstreams(
-        upstream(
-            name=u.name, url=u.url, models=u.models, context_tokens=u.context_tokens, capacity=u.capacity,
-            endpoints=u.endpoints, api_key=u.api_key,
-        )
-        for u in settings.upstreams
-    )  # fmt: skip
-    limits = Limits(
-        first_byte_s=settings.first_byte_s,
-        idle_s=settings.idle_s,
-        request_s_max=settings.request_s_max,
-        keep_alive_s=settings.keep_alive_s,
-        exchanges_max=settings.exchanges_max,
-    )
+    registry.set_upstreams(_upstreams(settings))
     tracer = start_tracer("cocoon-gateway", settings.otlp_endpoint, _dice(rng))
     transport = Transport(clock, allow_private=settings.allow_private_workers)
     heartbeats = HeartbeatBus(redis_url, registry, clock, rng)
@@ -182,36 +177,66 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         )  # fmt: skip
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
-            idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=limits, over_claims=over_claims,
+            idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=_limits(settings),
+            over_claims=over_claims,
         )  # fmt: skip
+        attestor = new_attestor(settings, clock, await stack.enter_async_context(httpx.AsyncClient()))
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
             registry=registry,
-            enrolments=EnrolmentStore(pool, clock, allow_private=settings.allow_private_workers),
+            enrolments=EnrolmentStore(
+                pool, clock, allow_private=settings.allow_private_workers, policy_sha256=attestor.policy_sha256
+            ),
+            attestor=attestor,
+            attestations=AttestationStore(pool, rng),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, limiter=limiter,
             pipeline=pipeline,
             reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
             pool=pool,
             signer=signer,
+            wallets=_wallet_door(settings, pool, network_secret, clock, rng),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
-            database_url, registry, clock, rng, allow_private=settings.allow_private_workers
-        )
+            database_url, registry, clock, rng, allow_private=settings.allow_private_workers,
+            policy_sha256=attestor.policy_sha256,
+        )  # fmt: skip
         background = await stack.enter_async_context(_Background())
         background.start("signatures", signer.run)
         background.start("over_claims", over_claims.run)
         background.start("standing", Standing(StandingStore(pool), registry).run)
         background.start("keys", key_listener.run)
         background.start("enrolments", enrolment_listener.run)
-        background.start("heartbeats", lambda: _after_enrolments(enrolment_listener, heartbeats))
         background.start("prices", lambda: prices.keep_fresh(lambda: load_price_book(pool)))
         background.start("limits", limiter.run)
         background.start("sweep", lambda: _sweep(ledger))
         background.start("report", lambda: _report(ledger))
         background.start("alerts", AlertSender(pool, settings.alerts, clock, rng).run)
         background.start("partitions", lambda: _keep_partitions(pool))
+        await _first_load(key_listener.loaded, enrolment_listener.loaded, prices.loaded)
+        # Read once it is known whose they are, so that a new process routes at once.
+        background.start("heartbeats", heartbeats.run)
         yield services
+
+
+def _upstreams(settings: Settings) -> list[Upstream]:
+    return [
+        upstream(
+            name=u.name, url=u.url, models=u.models, context_tokens=u.context_tokens, capacity=u.capacity,
+            endpoints=u.endpoints, api_key=u.api_key,
+        )
+        for u in settings.upstreams
+    ]  # fmt: skip
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        first_byte_s=settings.first_byte_s,
+        idle_s=settings.idle_s,
+        request_s_max=settings.request_s_max,
+        keep_alive_s=settings.keep_alive_s,
+        exchanges_max=settings.exchanges_max,
+    )
 
 
 def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
@@ -230,6 +255,13 @@ def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
         )  # fmt: skip
     except MalformedError as error:
         raise SettingsError(f"COCOON_GATEWAY_DELEGATION cannot be used: {error}") from error
+
+
+def _wallet_door(settings: Settings, pool: Pool, network_secret: bytes, clock: Clock, rng: random.Random) -> WalletDoor:
+    return WalletDoor(
+        Challenges(network_secret, clock, rng), WalletKeyStore(pool, clock, rng), clock,
+        domains=settings.wallet_domains, global_id=settings.global_id,
+    )  # fmt: skip
 
 
 def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Random) -> LeasedLedger:
@@ -282,12 +314,11 @@ def _dice(rng: random.Random) -> random.Random:
     return random.Random(rng.getrandbits(64))  # noqa: S311  no secret depends on it
 
 
-async def _after_enrolments(listener: EnrolmentListener, heartbeats: HeartbeatBus) -> None:
-    """Heartbeats are read once it is known whose they are, so that a new process routes at once."""
+async def _first_load(*tables: asyncio.Event) -> None:
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(ENROLMENTS_S_MAX):
-            await listener.loaded.wait()
-    await heartbeats.run()
+        async with asyncio.timeout(TABLES_S_MAX):
+            for table in tables:
+                await table.wait()
 
 
 async def _sweep(ledger: Ledger) -> None:

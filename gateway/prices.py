@@ -17,11 +17,8 @@ class Prices:
 
     def __init__(self) -> None:
         self._book: PriceBook | None = None
-
-    @property
-    def loaded(self) -> bool:
-        """Whether there is a book."""
-        return self._book is not None
+        self.loaded = asyncio.Event()
+        """Set once there is a book."""
 
     @property
     def book(self) -> PriceBook:
@@ -37,6 +34,7 @@ class Prices:
     @book.setter
     def book(self, book: PriceBook) -> None:
         self._book = book
+        self.loaded.set()
 
     async def keep_fresh(self, load: Callable[[], Awaitable[PriceBook]]) -> None:
         """Reload every `REFRESH_S`, for ever. While the database is away, the last book stays in force."""

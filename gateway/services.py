@@ -6,6 +6,7 @@ from billing.leases import LeasedLedger
 from billing.postgres.account import Accounts
 from billing.postgres.pool import Pool
 from cocoon.clock import Clock
+from gateway.attestor import Attestor
 from gateway.auth import KeyTable
 from gateway.limiter import SlicedLimiter
 from gateway.pipeline import Pipeline
@@ -14,6 +15,8 @@ from gateway.recovery import Reconciler
 from gateway.settings import Settings
 from gateway.settle import Settler
 from gateway.signing import BatchSigner
+from gateway.wallet_keys import WalletDoor
+from workers.postgres.attestations import AttestationStore
 from workers.postgres.enrolments import EnrolmentStore
 from workers.redis.heartbeats import HeartbeatBus
 from workers.registry import Registry
@@ -27,7 +30,8 @@ class Services:
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: LeasedLedger,
         accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
         tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler,
-        signer: BatchSigner, pool: Pool,
+        signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor,
+        attestations: AttestationStore,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -45,4 +49,7 @@ class Services:
         self.reconciler = reconciler
         self.signer = signer
         self.pool = pool
+        self.wallets = wallets
+        self.attestor = attestor
+        self.attestations = attestations
         self.stopping = asyncio.Event()

@@ -4,11 +4,14 @@ This module alone reads the gateway's environment. A malformed value stops the s
 """
 
 import os
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
+from attestation.policy import POLICY_BYTES_MAX
 from cocoon.canonical import from_base64url
 from cocoon.delegation import operator_of
 from cocoon.endpoints import EndpointName
@@ -16,7 +19,8 @@ from cocoon.errors import CocoonError, MalformedError
 
 _NETWORK_SECRET_BYTES = 32
 _SEED_BYTES = 32
-
+_LOOPBACK_DOMAINS = ("127.0.0.1", "localhost")
+_DOMAIN = re.compile(r"[a-z0-9:][a-z0-9.:-]{0,127}")
 
 TOP_UP_DEFAULT = "Ask the operator of this gateway for credit; at zero, requests are answered 402 insufficient_quota."
 TOP_UP_CHARS_MAX = 256
@@ -74,9 +78,28 @@ class AlertSettings(msgspec.Struct, frozen=True, kw_only=True):
     allow_private: bool
 
 
+class AttestationSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How workers' evidence is judged. Without a policy none is accepted.
+
+    `policy` is the TOML text whose digest was pinned; `pccs_url` where collateral comes from, None for its vendor;
+    `rims` a folder of NVIDIA's reference manifests (XML); `simulated_seed` makes the vendors of a simulated policy.
+    """
+
+    policy: bytes | None
+    policy_sha256: bytes
+    pccs_url: str | None
+    rims: Path | None
+    simulated_seed: bytes
+    required: bool
+
+    def __repr__(self) -> str:
+        return f"AttestationSettings(policy_sha256={self.policy_sha256.hex()!r}, required={self.required})"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway's configuration; durations in seconds.
 
+    `wallet_domains` are those that wallets may sign for to get a worker key; without any they get none.
     `gateway_key` (64 hexadecimal digits) signs tickets by the operator's `delegation`; both are None in development
     where nothing was said.
     """
@@ -103,6 +126,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl_s: float
     lease_idle_s: float
     alerts: AlertSettings
+    attestation: AttestationSettings
+    wallet_domains: tuple[str, ...]
 
     @property
     def production(self) -> bool:
@@ -147,6 +172,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         lease_ttl_s=_number(env, "COCOON_LEASE_TTL_S", 60, low=1, high=3600),
         lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
         alerts=_alerts(env),
+        attestation=_attestation(env),
+        wallet_domains=_wallet_domains(env),
     )
 
 
@@ -206,6 +233,52 @@ def _alerts(env: Mapping[str, str]) -> AlertSettings:
         top_up=top_up,
         allow_private=_one_of(env, "COCOON_ALLOW_PRIVATE_WEBHOOKS", ("0", "1"), "0") == "1",
     )
+
+
+def _attestation(env: Mapping[str, str]) -> AttestationSettings:
+    path, pin = env.get("COCOON_POLICY_FILE"), env.get("COCOON_POLICY_SHA256", "")
+    digest, seed = _hex(env, "COCOON_POLICY_SHA256"), _hex(env, "COCOON_SIMULATED_SEED")
+    if bool(path) != bool(pin):
+        raise SettingsError("COCOON_POLICY_FILE and COCOON_POLICY_SHA256 go together (`cocoon policy check FILE`)")
+    policy: bytes | None = None
+    if path:
+        try:
+            with Path(path).open("rb") as file:
+                policy = file.read(POLICY_BYTES_MAX + 1)
+        except OSError as error:
+            raise SettingsError(f"COCOON_POLICY_FILE cannot be read: {error.strerror}") from None
+    rims = env.get("COCOON_RIMS")
+    if rims and not Path(rims).is_dir():
+        raise SettingsError("COCOON_RIMS must be a folder")
+    required = _one_of(env, "COCOON_EVIDENCE_REQUIRED", ("0", "1"), "0") == "1"
+    if required and policy is None:
+        raise SettingsError("COCOON_EVIDENCE_REQUIRED needs a COCOON_POLICY_FILE")
+    return AttestationSettings(
+        policy=policy, policy_sha256=digest, pccs_url=env.get("COCOON_PCCS_URL") or None,
+        rims=Path(rims) if rims else None, simulated_seed=seed, required=required,
+    )  # fmt: skip
+
+
+def _hex(env: Mapping[str, str], name: str) -> bytes:
+    """32 bytes, or none where nothing is said."""
+    text = env.get(name, "")
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b"?"
+    if len(value) not in (0, _SEED_BYTES):
+        raise SettingsError(f"{name} must be 64 hexadecimal digits")
+    return value
+
+
+def _wallet_domains(env: Mapping[str, str]) -> tuple[str, ...]:
+    text = env.get("COCOON_WALLET_DOMAINS") or ""
+    if not text and env.get("COCOON_ENV") == "development":
+        return _LOOPBACK_DOMAINS
+    domains = tuple(domain.strip() for domain in text.split(",") if domain.strip())
+    if any(_DOMAIN.fullmatch(domain) is None for domain in domains):
+        raise SettingsError("COCOON_WALLET_DOMAINS are host names in lower case, separated by commas")
+    return domains
 
 
 def _upstreams(env: Mapping[str, str]) -> tuple[UpstreamSettings, ...]:

@@ -6,6 +6,8 @@ Pure: no name is resolved, nothing is stored, the caller brings the time.
 import datetime as dt
 import uuid
 
+import msgspec
+
 from cocoon.endpoints import EndpointName
 from cocoon.enrolment import KEYSET_SECONDS_MAX, EnrolRequest, Keyset, keyset_digest
 from cocoon.errors import MalformedError
@@ -18,6 +20,7 @@ from workers.errors import (
     ModelsRefusedError,
     WorkerURLRefusedError,
 )
+from workers.judgement import Judged, Outcome
 from workers.targets import PostedAsk, Upstream, Worker, upstream_id_of
 
 KEYSET_BYTES_MAX = 8192
@@ -53,7 +56,7 @@ _LOW_ORDER_POINTS = frozenset(
 
 
 def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allow_private: bool) -> Worker:
-    """The worker that `request` describes, at wall time `now`.
+    """The worker that `request` describes, at wall time `now`. What it shows for itself is judged apart (`attested`).
 
     `allow_private` also accepts loopback and private addresses, as in development; never link-local or multicast.
 
@@ -63,12 +66,12 @@ def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allo
         WorkerURLRefusedError: the URL is not `https://host[:port]` or points where the gateway must not go.
         ModelsRefusedError: a model is named twice.
         AskRefusedError: an ask is no price, or of a model that is not served or asked for twice.
-        EvidenceRefusedError: a TEE is claimed, which nothing here can verify yet.
+        EvidenceRefusedError: a TEE is claimed without evidence, or evidence shown without one.
     """
     keyset = _decode_keyset(request.keyset)
     _require_lifetime(keyset, int(now.timestamp()))
-    if request.tee_type != "none":
-        raise EvidenceRefusedError
+    if (request.tee_type != "none") != bool(request.evidence):
+        raise EvidenceRefusedError("a TEE is claimed exactly where evidence of it is shown")
     if len({model.id for model in request.models}) != len(request.models):
         raise ModelsRefusedError
     asks = _asks(request)
@@ -85,7 +88,9 @@ def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allo
         models=request.models,
         capacity=request.capacity,
         engine=request.engine,
-        tee_type=request.tee_type,
+        tee_type="none",
+        # Until it is judged, what is claimed gets nothing.
+        quarantined=bool(request.evidence),
         keyset=request.keyset,
         keyset_digest=keyset_digest(request.keyset),
         boot_id=keyset.boot_id,
@@ -94,6 +99,18 @@ def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allo
         not_before=keyset.not_before,
         not_after=keyset.not_after,
         asks=asks,
+    )
+
+
+def attested(worker: Worker, judged: Judged) -> Worker:
+    """The worker with what was found about its evidence. A refused one is never made into a worker."""
+    assert judged.outcome is not Outcome.REFUSED, "refusals end an enrolment"
+    return msgspec.structs.replace(
+        worker,
+        tee_type=judged.verdict.tee_type,
+        evidence=judged.level if judged.outcome is Outcome.ADMITTED else "none",
+        attested_until=judged.verdict.valid_until,
+        quarantined=judged.outcome is Outcome.QUARANTINED,
     )
 
 

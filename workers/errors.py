@@ -83,6 +83,25 @@ class EvidenceRefusedError(EnrolmentRefusedError):
     code: ClassVar[str] = "evidence_unsupported"
 
 
+class EvidenceJudgedError(EnrolmentRefusedError):
+    """The worker's evidence does not show what the gateway's policy asks for; the message says why."""
+
+    code: ClassVar[str] = "evidence_refused"
+
+
+class ChallengeUnknownError(EnrolmentRefusedError):
+    """The evidence answers no challenge of ours: its nonce was never given to this key, was used, or is too old."""
+
+    code: ClassVar[str] = "challenge_unknown"
+
+
+class ChallengesFullError(EnrolmentRefusedError):
+    """This worker key has too many challenges open. Answer one, or wait."""
+
+    code: ClassVar[str] = "challenges_full"
+    transient: ClassVar[bool] = True
+
+
 class HeartbeatRefusedError(WorkersError):
     """The heartbeat's token is not valid; the worker must enrol again."""
 

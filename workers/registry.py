@@ -13,11 +13,11 @@ from cocoon.endpoints import ENDPOINTS, Endpoint, EndpointName
 from cocoon.enrolment import HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX, Heartbeat
 from workers.enrolments import admit, upstream
 from workers.load import TargetLoad
-from workers.targets import Evidence, Requirement, Target, Upstream, Worker, upstream_id_of, worker_id_of
+from workers.targets import EvidenceLevel, Requirement, Target, Upstream, Worker, upstream_id_of, worker_id_of
 
 __all__ = [
     "LIVE_S",
-    "Evidence",
+    "EvidenceLevel",
     "Member",
     "Registry",
     "Requirement",
@@ -50,7 +50,7 @@ class Member:
         self.expires_at = expires_at
         self.seen_at = -math.inf if reports else math.inf
         self.suspended = False
-        """Whether it is kept out of rotation for what it claimed (`Registry.set_standing`)."""
+        """Whether it is kept out of rotation: for what it claimed (`Registry.set_standing`), or in quarantine."""
 
 
 class Registry:
@@ -161,6 +161,14 @@ class Registry:
         now = self._clock.monotonic()
         return {model: len(self.live_members(model, now)) for model in self._by_model}
 
+    def tee_types(self, model: str) -> dict[str, int]:
+        """Live targets of a model by what protects them; an upstream counts as `none`."""
+        counts: dict[str, int] = {}
+        for target in self.targets_for(model):
+            kind = target.tee_type if isinstance(target, Worker) else "none"
+            counts[kind] = counts.get(kind, 0) + 1
+        return counts
+
     def context_tokens(self, model: str) -> int | None:
         """What one request may use: the smallest context among live targets (else all), None when unknown."""
         members = self.live_members(model, self._clock.monotonic()) or self._by_model.get(model, ())
@@ -204,9 +212,10 @@ class Registry:
         return member.seen_at >= self._live_since(now) and member.expires_at > now
 
     def _place(self, worker: Worker, known: Member | None) -> None:
-        # The keyset's end, on the clock that routing reads.
+        # The end of the keyset or of what was shown for it, on the clock that routing reads.
         now = self._clock.monotonic()
-        expires_at = now + worker.not_after - self._clock.now().timestamp()
+        ends = min(worker.not_after, worker.attested_until or worker.not_after)
+        expires_at = now + ends - self._clock.now().timestamp()
         if known is None:
             known = Member(worker, expires_at=expires_at, reports=True)
         else:
@@ -224,7 +233,8 @@ class Registry:
 
     def _judge(self, member: Member) -> None:
         member.load.offences = self._offences.get(member.target_id, 0.0)
-        member.suspended = member.target_id in self._suspended
+        quarantined = isinstance(member.target, Worker) and member.target.quarantined
+        member.suspended = quarantined or member.target_id in self._suspended
 
     def _index(self) -> None:
         self._by_model = self._index_of(None)

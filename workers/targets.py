@@ -12,8 +12,8 @@ from cocoon.endpoints import EndpointName
 from cocoon.enrolment import ServedModel
 from cocoon.receipt import NO_STAKE
 
-Evidence = Literal["none", "tdx", "tdx+gpu"]
-"""What has been *verified* about a target. Nothing verifies evidence yet, so every target has `none`."""
+EvidenceLevel = Literal["none", "tdx", "tdx+gpu"]
+"""What has been *verified* about a target, under the gateway's policy."""
 Requirement = Literal["any", "tdx", "tdx+gpu"]
 """What a request demands of its target's evidence."""
 
@@ -35,7 +35,9 @@ class PostedAsk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class Worker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An enrolled worker. `not_after` (Unix seconds) ends its keyset, `capacity` is requests in flight.
 
-    `tee_type` is the worker's own claim; `evidence` is what was verified, and routing looks only at that.
+    `evidence` is what was verified and all that routing looks at, until `attested_until` (Unix seconds; 0 where
+    there is no evidence). `tee_type` names what was verified for people; a simulated TEE says so. A quarantined worker
+    gets no requests.
     """
 
     worker_id: uuid.UUID
@@ -55,7 +57,9 @@ class Worker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     not_before: int
     not_after: int
     stake: bytes = NO_STAKE
-    evidence: Evidence = "none"
+    evidence: EvidenceLevel = "none"
+    attested_until: int = 0
+    quarantined: bool = False
     asks: tuple[PostedAsk, ...] = ()
 
     @property
@@ -90,7 +94,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     capacity: int
     endpoints: tuple[EndpointName, ...] = ("chat",)
     api_key: str | None = None
-    evidence: Evidence = "none"
+    evidence: EvidenceLevel = "none"
 
     @property
     def target_id(self) -> uuid.UUID:

@@ -94,7 +94,7 @@ class SimulatedTEE:
         """The SEV-SNP guest of the same image."""
         return Guest(measurement=self._measure("snp"), host_data=manifest.ljust(32, b"\0"))
 
-    def policy_toml(self) -> bytes:
+    def policy_toml(self, *, bind_manifest: bool = True) -> bytes:
         """A policy that accepts every machine of this seed with this many GPUs, and nothing else."""
         rtmrs = self.domain(self.event_log(b"")).rtmrs
         uses = {
@@ -112,6 +112,7 @@ freshness = ["nonce", "own-liteserver", "unproven"]
 beacon_seconds_max = 600
 clock_skew_seconds = 60
 verdict_seconds_max = 3600
+bind_manifest = {"true" if bind_manifest else "false"}
 
 {roots}
 [[releases]]

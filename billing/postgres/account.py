@@ -7,7 +7,7 @@ import msgspec
 
 from billing.postgres.adjustments import open_customer_accounts
 from billing.postgres.monthly import Statement, read_statement
-from billing.postgres.pool import Pool, acquired, transaction
+from billing.postgres.pool import Connection, Pool, acquired, transaction
 from billing.postgres.statements import load_statements
 from cocoon.money import Amount, Asset
 
@@ -47,10 +47,7 @@ class Accounts:
     async def open_customer(self, customer_id: uuid.UUID, name: str) -> uuid.UUID:
         """The id of the customer of this name: `customer_id` when it is new, with empty accounts."""
         async with transaction(self._pool) as connection:
-            await connection.execute(_SQL["put_customer"], customer_id, name)
-            known: uuid.UUID = await connection.fetchval(_SQL["find_customer"], name)
-            await open_customer_accounts(connection, known)
-        return known
+            return await open_customer(connection, customer_id, name)
 
     async def find_customer(self, name: str) -> uuid.UUID | None:
         """The customer of this name."""
@@ -93,3 +90,11 @@ class Accounts:
     async def statement(self, customer_id: uuid.UUID, first_day: dt.date) -> Statement:
         """See `billing.postgres.monthly.read_statement`."""
         return await read_statement(self._pool, customer_id, first_day)
+
+
+async def open_customer(connection: Connection, customer_id: uuid.UUID, name: str) -> uuid.UUID:
+    """See `Accounts.open_customer`; in the caller's transaction."""
+    await connection.execute(_SQL["put_customer"], customer_id, name)
+    known: uuid.UUID = await connection.fetchval(_SQL["find_customer"], name)
+    await open_customer_accounts(connection, known)
+    return known

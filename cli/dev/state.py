@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from cli.private_files import PRIVATE, write_private
 from cocoon.errors import CocoonError
 from cocoon.ids import ADMIN_KEY_PREFIX, API_KEY_PREFIX, WORKER_KEY_PREFIX, new_secret_key
 
-PRIVATE = 0o600
 SECRET_HEX = 64
 
 
@@ -43,6 +43,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     gateway_key: str
     postgres_password: str
     redis_password: str
+    simulated_seed: str
 
     def __repr__(self) -> str:
         return "Secrets(***)"
@@ -88,6 +89,7 @@ class StateDirectory:
         self._secrets = self.root / "secrets.json"
         self._ports = self.root / "ports.json"
         self._dev_file = self.root / "dev.json"
+        self.policy = self.root / "policy.toml"
         self._lock_fd: int | None = None
 
     @property
@@ -166,6 +168,10 @@ class StateDirectory:
         """Write `dev.json`, readable by its owner alone: it holds keys."""
         write_private(self._dev_file, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
+    def write_policy(self, text: bytes) -> None:
+        """Write the policy that the gateway judges workers by."""
+        write_private(self.policy, text)
+
     def remove_dev_file(self) -> None:
         """Nothing is ready (any more)."""
         self._dev_file.unlink(missing_ok=True)
@@ -199,19 +205,8 @@ def new_secrets(rng: random.Random) -> Secrets:
         gateway_key=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
         postgres_password=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
         redis_password=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
+        simulated_seed=f"{rng.getrandbits(SECRET_HEX * 4):0{SECRET_HEX}x}",
     )
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Replace a file atomically, mode 0600 from its first byte on."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)
 
 
 def _read_holder(descriptor: int) -> Holder | None:

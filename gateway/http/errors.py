@@ -7,6 +7,9 @@ from billing.ports import InsufficientCreditError, LedgerUnavailableError, Trans
 from billing.postgres.adjustments import TransferTimeError
 from cocoon import openai
 from cocoon.errors import CocoonError
+from cocoon.ton_proof import ProofRefusedError
+from cocoon.wallets import WalletError
+from gateway.attestor import AttestorBusyError
 from gateway.auth import ExpiredKeyError, InvalidKeyError, KeysStaleError, MissingKeyError, RoleForbiddenError
 from gateway.errors import (
     AnswerBrokenError,
@@ -31,7 +34,15 @@ from gateway.postgres.organisations import (
     ProjectTakenError,
 )
 from gateway.signing import SigningUnavailableError
+from gateway.wallet_keys import (
+    ChallengeRefusedError,
+    ForeignNetworkError,
+    WalletBarredError,
+    WalletLimitError,
+    WalletsOffError,
+)
 from workers.errors import (
+    ChallengesFullError,
     EndpointUnsupportedError,
     EnrolmentRefusedError,
     EnrolmentStoreUnavailableError,
@@ -56,6 +67,13 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     ModelForbiddenError: (403, "invalid_request_error"),
     RoleForbiddenError: (403, "invalid_request_error"),
     EnrolmentRefusedError: (403, "invalid_request_error"),
+    ProofRefusedError: (403, "invalid_request_error"),
+    WalletError: (403, "invalid_request_error"),
+    WalletsOffError: (403, "invalid_request_error"),
+    ChallengeRefusedError: (403, "invalid_request_error"),
+    ForeignNetworkError: (403, "invalid_request_error"),
+    WalletBarredError: (403, "invalid_request_error"),
+    WalletLimitError: (429, "rate_limit_error"),
     TransferTimeError: (400, "invalid_request_error"),
     ModelUnknownError: (404, "invalid_request_error"),
     EndpointUnsupportedError: (404, "invalid_request_error"),
@@ -72,9 +90,11 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     InFlightError: (409, "invalid_request_error"),
     NotReplayableError: (409, "invalid_request_error"),
     BodyTooLargeError: (413, "invalid_request_error"),
+    ChallengesFullError: (429, "rate_limit_error"),
     RateLimitedError: (429, "rate_limit_error"),
     SpendLimitError: (429, "insufficient_quota"),
     AnswerBrokenError: (502, "server_error"),
+    AttestorBusyError: (503, "server_error"),
     OverloadedError: (503, "server_error"),
     SigningUnavailableError: (503, "server_error"),
     LedgerUnavailableError: (503, "server_error"),

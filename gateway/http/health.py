@@ -20,9 +20,9 @@ def readyz(services: Services) -> Response[dict[str, Any]]:
     live = services.registry.models()
     workers = sum(1 for member in services.registry.members() if services.registry.is_live(member))
     facts: dict[str, Any] = {
-        "ready": services.keys.fresh and services.prices.loaded and not services.stopping.is_set(),
+        "ready": services.keys.fresh and services.prices.loaded.is_set() and not services.stopping.is_set(),
         "keys_fresh": services.keys.fresh,
-        "prices_loaded": services.prices.loaded,
+        "prices_loaded": services.prices.loaded.is_set(),
         "limits_shared": not services.limiter.alone,
         "stopping": services.stopping.is_set(),
         "workers": workers,

@@ -24,8 +24,7 @@ class ModelsController(Controller):
         allowed = principal.allowed_models
         offers = services.prices.book.offers(principal.customer_id)
         offers = [offer for offer in offers if not allowed or offer.model in allowed]
-        registry, live = services.registry, services.registry.models()
-        return {"object": "list", "data": [_shown(offer, registry, live.get(offer.model, 0)) for offer in offers]}
+        return {"object": "list", "data": [_shown(offer, services.registry) for offer in offers]}
 
     @get("/{model:path}")
     async def get_model(self, request: Request[Any, Any, Any], services: Services, model: str) -> dict[str, Any]:
@@ -36,11 +35,11 @@ class ModelsController(Controller):
         offer = services.prices.book.offer(name, principal.customer_id)
         if offer is None or (allowed and name not in allowed):
             raise ModelUnknownError(f"The model {name[:128]!r} does not exist.")
-        return _shown(offer, services.registry, services.registry.models().get(name, 0))
+        return _shown(offer, services.registry)
 
 
-def _shown(offer: ModelOffer, registry: Registry, workers: int) -> dict[str, Any]:
-    price = offer.price.as_charged()
+def _shown(offer: ModelOffer, registry: Registry) -> dict[str, Any]:
+    price, tee_types = offer.price.as_charged(), registry.tee_types(offer.model)
     return {
         "id": offer.model,
         "object": "model",
@@ -48,7 +47,8 @@ def _shown(offer: ModelOffer, registry: Registry, workers: int) -> dict[str, Any
         "owned_by": "cocoon",
         "context_length": offer.context_tokens,
         "endpoints": list(registry.endpoints(offer.model)),
-        "workers": workers,
+        "workers": sum(tee_types.values()),
+        "tee_types": tee_types,
         "pricing": {
             "asset": price.asset.value,
             "version": price.version,

@@ -7,21 +7,36 @@ import structlog
 from litestar import Controller, Response, post
 from litestar.connection import Request
 
-from cocoon.enrolment import ENROL_PATH, HEARTBEAT_PATH, EnrolAnswer, EnrolRequest, Heartbeat
+from cocoon.enrolment import (
+    CHALLENGE_PATH,
+    ENROL_PATH,
+    EVIDENCE_BYTES_MAX,
+    HEARTBEAT_PATH,
+    Challenge,
+    EnrolAnswer,
+    EnrolRequest,
+    Heartbeat,
+    Reason,
+)
 from cocoon.receipt_batch import BATCH_BYTES_MAX, RECEIPTS_PATH, ReceiptBatch, ReceiptVerdicts
 from cocoon.signatures import REQUEST_BYTES_MAX, SIGNATURES_PATH, SignaturesRequest
 from cocoon.ticket import ticket_key
 from gateway.errors import BodyTooLargeError, GatewayError, InvalidRequestError
 from gateway.http.access import worker_of
+from gateway.http.evidence import judged_for
 from gateway.quotes import require_acceptable
 from gateway.services import Services
 from workers.enrolments import admit
 from workers.errors import HeartbeatBusUnavailableError, HeartbeatRefusedError
-from workers.targets import worker_id_of
+from workers.judgement import Judged
+from workers.postgres.attestations import CHALLENGE_S
+from workers.targets import Worker, worker_id_of
 from workers.tokens import TOKEN_SECONDS, TokenClaims
 
 CONTROL_BYTES_MAX = 64 * 1024
-"""Longest enrolment or heartbeat."""
+"""Longest heartbeat."""
+ENROL_BYTES_MAX = CONTROL_BYTES_MAX + 4 * EVIDENCE_BYTES_MAX // 3
+"""Longest enrolment: what it says, and its evidence in base64."""
 _enrol_decoder = msgspec.json.Decoder(EnrolRequest)
 _heartbeat_decoder = msgspec.json.Decoder(Heartbeat)
 _signatures_decoder = msgspec.json.Decoder(SignaturesRequest)
@@ -32,11 +47,18 @@ log = structlog.get_logger()
 class WorkersController(Controller):
     """The control plane of workers."""
 
+    @post(CHALLENGE_PATH, status_code=200)
+    async def challenge(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
+        """A nonce for the evidence of one enrolment."""
+        principal = worker_of(request, services)
+        nonce = await services.attestations.challenge(principal.key_id)
+        return Response(msgspec.json.encode(Challenge(nonce, CHALLENGE_S)), media_type="application/json")
+
     @post(ENROL_PATH, status_code=200)
     async def enrol(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
-        """Admit a worker: from now on it gets requests while its heartbeats arrive."""
+        """Admit a worker: from now on it gets requests while its heartbeats arrive and its evidence lasts."""
         principal = worker_of(request, services)
-        asked: EnrolRequest = await _decoded(request, _enrol_decoder)
+        asked: EnrolRequest = await decoded(request, _enrol_decoder, ENROL_BYTES_MAX)
         worker = admit(
             asked,
             worker_id=worker_id_of(principal.key_id, asked.name),
@@ -45,24 +67,23 @@ class WorkersController(Controller):
         )
         for ask in asked.asks:
             require_acceptable(ask, services.prices.book.offer(ask.model))
-        stored = await services.enrolments.save(worker, principal.key_id)
-        services.registry.put_enrolment(stored)
-        log.info("worker_enrolled", worker=stored.name, worker_id=str(stored.worker_id), url=stored.url)
-        secret = bytes.fromhex(services.settings.network_secret.reveal())
-        answer = EnrolAnswer(
-            worker_id=stored.worker_id,
-            token=services.tokens.mint(stored.worker_id, stored.keyset_digest, services.clock.now()),
-            token_seconds=TOKEN_SECONDS,
-            ticket_key=ticket_key(secret, stored.keyset_digest),
-            global_id=services.settings.global_id,
+        judged = await judged_for(services, principal.key_id, asked, worker)
+        stored, judged = await services.enrolments.save_judged(
+            worker, principal.key_id, judged, workers_per_platform=services.attestor.workers_per_platform
         )
+        services.registry.put_enrolment(stored)
+        answer = _enrolled(services, stored, judged)
+        log.info(
+            "worker_enrolled", worker=stored.name, worker_id=str(stored.worker_id), url=stored.url,
+            tee_type=stored.tee_type, outcome=answer.outcome, reasons=[reason.code for reason in answer.reasons],
+        )  # fmt: skip
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     @post(HEARTBEAT_PATH, status_code=204)
     async def heartbeat(self, request: Request[Any, Any, Any], services: Services) -> None:
         """Note that a worker is alive and how loaded it is. 401 tells it to enrol again."""
         claims = _claims(request, services)
-        beat: Heartbeat = await _decoded(request, _heartbeat_decoder)
+        beat: Heartbeat = await decoded(request, _heartbeat_decoder)
         if not await _is_enrolled(services, claims):
             raise HeartbeatRefusedError
         try:
@@ -74,7 +95,7 @@ class WorkersController(Controller):
     async def receipts(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
         """Judge delivered receipts. Who was enrolled when it signed may deliver, whether or not it still is."""
         claims = _claims(request, services)
-        batch: ReceiptBatch = await _decoded(request, _receipts_decoder, BATCH_BYTES_MAX)
+        batch: ReceiptBatch = await decoded(request, _receipts_decoder, BATCH_BYTES_MAX)
         judged = await services.reconciler.judge(claims.worker_id, batch)
         verdicts = tuple(one.verdict for one in judged)
         charged = [None if one.charged is None else (one.head, one.charged) for one in judged]
@@ -91,9 +112,29 @@ class WorkersController(Controller):
     async def signatures(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
         """Sign the tickets that this worker was given by any gateway of the network."""
         claims = _claims(request, services)
-        asked: SignaturesRequest = await _decoded(request, _signatures_decoder, REQUEST_BYTES_MAX)
+        asked: SignaturesRequest = await decoded(request, _signatures_decoder, REQUEST_BYTES_MAX)
         answer = await services.signer.sign_tickets(claims.worker_id, asked)
         return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+def _enrolled(services: Services, worker: Worker, judged: Judged | None) -> EnrolAnswer:
+    secret, now = bytes.fromhex(services.settings.network_secret.reveal()), services.clock.now()
+    answer = EnrolAnswer(
+        worker_id=worker.worker_id,
+        token=services.tokens.mint(worker.worker_id, worker.keyset_digest, now),
+        token_seconds=TOKEN_SECONDS,
+        ticket_key=ticket_key(secret, worker.keyset_digest),
+        global_id=services.settings.global_id,
+    )
+    if judged is None:
+        return answer
+    return msgspec.structs.replace(
+        answer,
+        outcome="quarantined" if worker.quarantined else "admitted",
+        reasons=tuple(Reason(code=reason.code.value, message=reason.message) for reason in judged.reasons),
+        attested_until=worker.attested_until,
+        reattest_seconds=judged.reattest_s(now),
+    )
 
 
 def _claims(request: Request[Any, Any, Any], services: Services) -> TokenClaims:
@@ -112,9 +153,15 @@ async def _is_enrolled(services: Services, claims: TokenClaims) -> bool:
     return any(w.worker_id == claims.worker_id and w.keyset_digest == claims.keyset_digest for w in stored)
 
 
-async def _decoded(
+async def decoded(
     request: Request[Any, Any, Any], decoder: msgspec.json.Decoder[Any], bytes_max: int = CONTROL_BYTES_MAX
 ) -> Any:
+    """What `decoder` reads in a body of at most `bytes_max`.
+
+    Raises:
+        BodyTooLargeError: it is longer.
+        InvalidRequestError: it is not what the decoder reads.
+    """
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > bytes_max:
         raise BodyTooLargeError

@@ -92,7 +92,7 @@ def own_organisation(customer_id: uuid.UUID) -> Reach:
 class KeySpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a new key may do. None is unlimited; empty `allowed_models` allows every model.
 
-    `project_id` None is the customer's project `default`.
+    `project_id` None is the customer's project `default`. `wallet` is the address whose owner proved it.
     """
 
     customer_id: uuid.UUID
@@ -108,6 +108,7 @@ class KeySpec(msgspec.Struct, frozen=True, kw_only=True):
     allowed_models: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     expires_at: dt.datetime | None = None
+    wallet: str | None = None
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +144,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     previous_expires_at: dt.datetime | None
     revoked_at: dt.datetime | None
     created_at: dt.datetime
+    wallet: str | None = None
 
 
 class KeyStore:
@@ -167,6 +169,11 @@ class KeyStore:
         secret = new_secret_key(_FORMS[spec.role], self._rng)
         return NewKey(key_id=await self._insert(secret, spec), secret=secret)
 
+    async def create_on(self, connection: Connection, spec: KeySpec) -> NewKey:
+        """As `create`, in the caller's transaction, which a name that is taken ends."""
+        secret = new_secret_key(_FORMS[spec.role], self._rng)
+        return NewKey(key_id=await self._insert_on(connection, secret, spec), secret=secret)
+
     async def seed(self, secret: str, spec: KeySpec) -> uuid.UUID:
         """Make a key whose secret is chosen by the caller; a key that exists already stays as it is.
 
@@ -177,6 +184,11 @@ class KeyStore:
         async with acquired(self._pool) as connection:
             known: uuid.UUID | None = await connection.fetchval(_SQL["find_hash"], secret_key_hash(secret))
         return known or await self._insert(secret, spec)
+
+    async def knows(self, secret: str) -> bool:
+        """Whether this is the present secret of a key, revoked or not."""
+        async with acquired(self._pool) as connection:
+            return await connection.fetchval(_SQL["find_hash"], secret_key_hash(secret)) is not None
 
     async def list_keys(
         self, reach: Reach = WHOLE_NETWORK, *, revoked: bool = False, project_id: uuid.UUID | None = None,
@@ -234,17 +246,24 @@ class KeyStore:
         Raises:
             KeyUnknownError: no live key of this id within reach.
         """
-        assert 0 <= grace_s <= GRACE_S_MAX, "the caller bounds the grace period"
         async with transaction(self._pool) as connection:
-            key = await _found(connection, key_id, reach)
-            secret = new_secret_key(_FORMS[key.role], self._rng)
-            rotated = await connection.fetchval(
-                _SQL["rotate_key"], key_id, *_reach(reach), secret_key_hash(secret), _prefix(secret), rotation_id,
-                float(grace_s),
-            )  # fmt: skip
-            if rotated is None:
-                raise KeyUnknownError
-            await self._record(connection, "key.rotate", key, {"rotation_id": str(rotation_id), "grace_s": grace_s})
+            return await self.rotate_on(connection, key_id, rotation_id=rotation_id, grace_s=grace_s, reach=reach)
+
+    async def rotate_on(
+        self, connection: Connection, key_id: uuid.UUID, *, rotation_id: uuid.UUID, grace_s: int = 0,
+        reach: Reach = WHOLE_NETWORK,
+    ) -> NewKey:  # fmt: skip
+        """As `rotate`, in the caller's transaction."""
+        assert 0 <= grace_s <= GRACE_S_MAX, "the caller bounds the grace period"
+        key = await _found(connection, key_id, reach)
+        secret = new_secret_key(_FORMS[key.role], self._rng)
+        rotated = await connection.fetchval(
+            _SQL["rotate_key"], key_id, *_reach(reach), secret_key_hash(secret), _prefix(secret), rotation_id,
+            float(grace_s),
+        )  # fmt: skip
+        if rotated is None:
+            raise KeyUnknownError
+        await self._record(connection, "key.rotate", key, {"rotation_id": str(rotation_id), "grace_s": grace_s})
         return NewKey(key_id=key_id, secret=secret)
 
     async def revoke(self, key: str, reach: Reach = WHOLE_NETWORK) -> uuid.UUID:
@@ -261,19 +280,22 @@ class KeyStore:
         return revoked
 
     async def _insert(self, secret: str, spec: KeySpec) -> uuid.UUID:
-        key_id = uuid.UUID(int=self._rng.getrandbits(128), version=4)
         try:
             async with transaction(self._pool) as connection:
-                if spec.project_id is not None:
-                    known = await connection.fetchval(_SQL["lock_live_project"], spec.project_id, spec.customer_id)
-                    if known is None:
-                        raise ProjectUnknownError
-                await connection.execute(_SQL["insert_key"], key_id, *_columns(secret, spec))
-                key = await _found(connection, key_id, WHOLE_NETWORK)
-                limits = {name: getattr(spec, name) for name in Allowance.__struct_fields__}
-                await self._record(connection, "key.create", key, limits)
+                return await self._insert_on(connection, secret, spec)
         except DuplicateRecordError as error:
             raise KeyNameTakenError(f"the customer has a live key named {spec.name!r}") from error
+
+    async def _insert_on(self, connection: Connection, secret: str, spec: KeySpec) -> uuid.UUID:
+        key_id = uuid.UUID(int=self._rng.getrandbits(128), version=4)
+        if spec.project_id is not None:
+            known = await connection.fetchval(_SQL["lock_live_project"], spec.project_id, spec.customer_id)
+            if known is None:
+                raise ProjectUnknownError
+        await connection.execute(_SQL["insert_key"], key_id, *_columns(secret, spec))
+        key = await _found(connection, key_id, WHOLE_NETWORK)
+        limits = {name: getattr(spec, name) for name in Allowance.__struct_fields__}
+        await self._record(connection, "key.create", key, limits)
         return key_id
 
     async def _record(self, connection: Connection, action: str, key: StoredKey, detail: Detail) -> None:
@@ -304,6 +326,7 @@ def _columns(secret: str, spec: KeySpec) -> tuple[object, ...]:
         spec.customer_id, spec.name, secret_key_hash(secret), _prefix(secret), spec.role.value, spec.requests_per_min,
         spec.tokens_per_min, spec.concurrency_max, list(spec.allowed_models), list(spec.cors_origins),
         spec.expires_at, spec.project_id, spec.organisation_admin, spec.spend_day_nano_max, spec.spend_month_nano_max,
+        spec.wallet,
     )  # fmt: skip
 
 
@@ -368,6 +391,8 @@ class KeyListener:
         self._wake = asyncio.Event()
         self._gone = False
         self._backoff_s = BACKOFF_S_FIRST
+        self.loaded = asyncio.Event()
+        """Set once the table has been filled for the first time."""
 
     async def run(self) -> None:
         """Follow the database for ever."""
@@ -402,6 +427,7 @@ class KeyListener:
             self._reload = False
             self._table.replace(await load_keys(connection), confirmed_at=asked_at)
             log.info("keys_loaded", count=len(self._table))
+            self.loaded.set()
             return
         if changed:
             records = await load_keys(connection, list(changed))
@@ -456,4 +482,5 @@ def _stored(row: Record) -> StoredKey:
         previous_expires_at=row["previous_expires_at"],
         revoked_at=row["revoked_at"],
         created_at=row["created_at"],
+        wallet=row["wallet"],
     )

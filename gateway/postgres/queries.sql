@@ -4,9 +4,9 @@
 -- name: insert_key
 INSERT INTO api_keys (
     id, customer_id, name, sha256, prefix, role, requests_per_min, tokens_per_min, concurrency_max, allowed_models,
-    cors_origins, expires_at, project_id, organisation_admin, spend_day_nano_max, spend_month_nano_max
+    cors_origins, expires_at, project_id, organisation_admin, spend_day_nano_max, spend_month_nano_max, wallet
 )
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16);
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17);
 
 -- name: find_hash
 SELECT id
@@ -68,6 +68,7 @@ SELECT
     api_keys.previous_expires_at,
     api_keys.revoked_at,
     api_keys.created_at,
+    api_keys.wallet,
     customers.name AS customer,
     projects.name AS project
 FROM api_keys
@@ -114,6 +115,7 @@ SELECT
     api_keys.previous_expires_at,
     api_keys.revoked_at,
     api_keys.created_at,
+    api_keys.wallet,
     customers.name AS customer,
     projects.name AS project
 FROM api_keys

@@ -8,6 +8,7 @@ import msgspec
 
 from billing.postgres.audit import SYSTEM_ACTOR, Change, record
 from billing.postgres.pool import Pool, acquired, transaction
+from cocoon.enrolment import ServedModel
 from cocoon.sql import named_statements
 from gateway.errors import GatewayError
 from gateway.standing import HALF_LIFE_S, SUSPEND_JOBS, WINDOW_S, Record, Suspended
@@ -32,6 +33,20 @@ class Held(msgspec.Struct, frozen=True):
     booked_nano: int
     last_at: dt.datetime | None
     suspended_at: dt.datetime | None
+    wallet: str | None = None
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """One worker as it last enrolled; `wallet` is the address of whoever proved it for the key, if somebody did."""
+
+    worker_id: uuid.UUID
+    name: str
+    url: str
+    models: tuple[str, ...]
+    tee_type: str
+    enrolled_at: dt.datetime
+    wallet: str | None
+    state: str
 
 
 class StandingStore:
@@ -63,6 +78,21 @@ class StandingStore:
             Held(
                 worker_id=row["worker_id"], name=row["name"], jobs=row["jobs"], claimed_nano=int(row["claimed_nano"]),
                 booked_nano=int(row["booked_nano"]), last_at=row["last_at"], suspended_at=row["suspended_at"],
+                wallet=row["wallet"],
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    async def workers(self) -> list[Listed]:
+        """Workers that have enrolled, the last to enrol first, at most `LISTED_MAX`."""
+        async with acquired(self._pool) as connection:
+            rows = await connection.fetch(_SQL["list_workers"], LISTED_MAX)
+        return [
+            Listed(
+                worker_id=row["worker_id"], name=row["name"], url=row["url"],
+                models=tuple(one.id for one in msgspec.json.decode(row["models"], type=tuple[ServedModel, ...])),
+                tee_type=row["tee_type"], enrolled_at=row["enrolled_at"], wallet=row["wallet"],
+                state=row["state"] if row["suspended_at"] is None else "suspended",
             )
             for row in rows
         ]  # fmt: skip

@@ -77,6 +77,7 @@ suspended AS (
 
 SELECT
     named.name,
+    own.wallet,
     claims.last_at,
     suspended.suspended_at,
     COALESCE(claims.worker_id, suspended.worker_id) AS worker_id,
@@ -86,8 +87,27 @@ SELECT
 FROM claims
 FULL OUTER JOIN suspended ON claims.worker_id = suspended.worker_id
 LEFT JOIN workers AS named ON COALESCE(claims.worker_id, suspended.worker_id) = named.worker_id
+LEFT JOIN api_keys AS own ON named.key_id = own.id
 ORDER BY suspended.suspended_at DESC NULLS LAST, claims.last_at DESC
 LIMIT $2;
+
+-- name: list_workers
+-- Every worker that ever enrolled, the last to enrol first, with the wallet of its key; at most $1.
+SELECT
+    named.worker_id,
+    named.name,
+    named.url,
+    named.models,
+    named.tee_type,
+    named.enrolled_at,
+    own.wallet,
+    open.suspended_at,
+    CASE WHEN own.revoked_at IS NULL THEN named.state ELSE 'key revoked' END AS state
+FROM workers AS named
+INNER JOIN api_keys AS own ON named.key_id = own.id
+LEFT JOIN worker_suspensions AS open ON named.worker_id = open.worker_id AND open.lifted_at IS NULL
+ORDER BY named.enrolled_at DESC, named.worker_id ASC
+LIMIT $1;
 
 -- name: lift_suspension
 UPDATE worker_suspensions SET lifted_at = NOW(), lifted_reason = $2

@@ -5,6 +5,7 @@ The worker key goes into one request's header, the token into the others'; neith
 
 import asyncio
 import contextlib
+import math
 import random
 import ssl
 
@@ -13,9 +14,11 @@ import msgspec
 import structlog
 
 from cocoon.enrolment import (
+    CHALLENGE_PATH,
     ENROL_PATH,
     HEARTBEAT_PATH,
     Ask,
+    Challenge,
     EnrolAnswer,
     EnrolRequest,
     Heartbeat,
@@ -26,6 +29,7 @@ from workers.agent.admission import Admission
 from workers.agent.engines.ports import Engine
 from workers.agent.keys import Identity, KeyRing
 from workers.agent.settings import Settings, SettingsError
+from workers.agent.tees.ports import TEE, EvidenceError
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -39,6 +43,7 @@ HEARTBEAT_S_MAX = 60.0
 TOKEN_SPENT = 0.8
 """Part of a token's life after which a new one is asked for."""
 TOKEN_S_MIN = 5
+REATTEST_S_MIN = 0.5
 ENGINE_POLL_S = 0.1
 _OK = 200
 _UNAUTHORISED = 401
@@ -57,8 +62,10 @@ class GatewayLink:
     """One agent's standing with its gateway."""
 
     def __init__(
-        self, settings: Settings, *, url: str, keys: KeyRing, admission: Admission, engine: Engine, rng: random.Random
-    ) -> None:
+        self, settings: Settings, *, url: str, keys: KeyRing, admission: Admission, engine: Engine, tee: TEE,
+        rng: random.Random,
+    ) -> None:  # fmt: skip
+        self._tee = tee
         self._settings = settings
         self._url = url
         self._keys = keys
@@ -115,39 +122,73 @@ class GatewayLink:
         failures = 0
         ask = self._tried = self._settings.ask.current()
         while True:
-            body = self._enrolment(identity, ask)
-            status, raw = await self._post(ENROL_PATH, self._settings.worker_key.reveal(), body)
-            answer = _read_answer(raw) if status == _OK else None
+            answer, refusal = await self._attempt(identity, ask)
             if answer is not None:
                 break
             failures += 1
-            refusal = _read_refusal(raw) if status == _FORBIDDEN else None
             if refusal is not None and refusal.code == ASK_REFUSED:
                 _log.warning("ask_refused", reason=refusal.message, kept=self._accepted is not None)
                 if self._accepted not in (None, ask):
                     ask = self._accepted
                     continue
                 ask = self._tried = self._settings.ask.current()
-            else:
-                _log.warning("enrolment_failed", status=status, failures=failures)
             backoff = min(BACKOFF_S_MAX, BACKOFF_S_FIRST * 2 ** min(failures - 1, 10))
             await asyncio.sleep(backoff * self._rng.uniform(0.5, 1.0))
+        self._accepted = ask
+        return answer
+
+    async def _attempt(self, identity: Identity, ask: Ask | None) -> "tuple[EnrolAnswer | None, _Refusal | None]":
+        """Enrol once, with fresh evidence where there is a TEE; an answer, a refusal, or neither."""
+        evidence = await self._evidence(identity)
+        if evidence is None:
+            return None, None
+        key = self._settings.worker_key.reveal()
+        status, raw = await self._post(ENROL_PATH, key, self._enrolment(identity, ask, evidence))
+        answer = _read_answer(raw) if status == _OK else None
+        if answer is None:
+            refusal = _read_refusal(raw) if status == _FORBIDDEN else None
+            if refusal is None or refusal.code != ASK_REFUSED:
+                reason, code = ("", None) if refusal is None else (refusal.message, refusal.code)
+                _log.warning("enrolment_failed", status=status, code=code, reason=reason)
+            return None, refusal
         pinned = self._settings.global_id
         if pinned is not None and answer.global_id != pinned:
             raise ForeignNetworkError
         identity.ticket_key = answer.ticket_key
         identity.global_id = answer.global_id
         self._token = answer.token
-        self._accepted = ask
-        _log.info("worker_enrolled", worker_id=str(answer.worker_id), keyset=identity.digest.hex()[:16])
-        return answer
+        keyset = identity.digest.hex()[:16]
+        if answer.outcome == "quarantined":
+            reasons = [f"{reason.message} [{reason.code}]" for reason in answer.reasons]
+            _log.warning("worker_quarantined", worker_id=str(answer.worker_id), keyset=keyset, reasons=reasons)
+        else:
+            _log.info("worker_enrolled", worker_id=str(answer.worker_id), keyset=keyset, tee=self._tee.tee_type)
+        return answer, None
 
     @property
     def _served(self) -> ServedModel:
         told = self._settings
         return ServedModel(id=told.served_model, context_tokens=told.context_tokens, endpoints=told.endpoints)
 
-    def _enrolment(self, identity: Identity, ask: Ask | None) -> bytes:
+    async def _evidence(self, identity: Identity) -> bytes | None:
+        """Evidence for a nonce of the gateway's; empty where there is no TEE, None when none can be had now."""
+        if self._tee.tee_type == "none":
+            return b""
+        status, raw = await self._post(CHALLENGE_PATH, self._settings.worker_key.reveal(), b"")
+        try:
+            challenge = msgspec.json.decode(raw, type=Challenge) if status == _OK else None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            challenge = None
+        if challenge is None:
+            _log.warning("challenge_failed", status=status)
+            return None
+        try:
+            return await self._tee.evidence(identity.raw, challenge.nonce)
+        except EvidenceError as error:
+            _log.warning("evidence_unavailable", reason=str(error))
+            return None
+
+    def _enrolment(self, identity: Identity, ask: Ask | None, evidence: bytes) -> bytes:
         return msgspec.json.encode(
             EnrolRequest(
                 keyset=identity.raw,
@@ -156,8 +197,9 @@ class GatewayLink:
                 models=(self._served,),
                 capacity=self._settings.capacity,
                 engine=self._engine.label,
-                tee_type=self._settings.tee_type,
+                tee_type=self._tee.tee_type,
                 asks=() if ask is None else (ask,),
+                evidence=evidence,
             )
         )
 
@@ -166,9 +208,11 @@ class GatewayLink:
         interval = min(HEARTBEAT_S_MAX, max(HEARTBEAT_S_MIN, answer.heartbeat_seconds))
         loop = asyncio.get_running_loop()
         token_until = loop.time() + max(TOKEN_S_MIN, answer.token_seconds) * TOKEN_SPENT
+        reattest_at = _reattest_at(answer)
         while True:
             self._nudge.clear()
-            status, _ = await self._post(HEARTBEAT_PATH, answer.token, msgspec.json.encode(await self._heartbeat()))
+            beat = msgspec.json.encode(await self._heartbeat())
+            status, _ = await self._post(HEARTBEAT_PATH, self._token or answer.token, beat)
             if status == _UNAUTHORISED:
                 _log.info("token_refused")
                 # A gateway that admits and then refuses must not be hammered.
@@ -179,6 +223,10 @@ class GatewayLink:
                     return True
                 if loop.time() >= token_until or self._settings.ask.current() != self._tried:
                     return False
+            if loop.time() >= reattest_at:
+                # What was shown before counts until its end: a gateway that cannot judge now costs nothing yet.
+                renewed, _ = await self._attempt(self._keys.current, self._accepted)
+                reattest_at = loop.time() + BACKOFF_S_MAX if renewed is None else _reattest_at(renewed)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval):
                     await self._nudge.wait()
@@ -216,6 +264,13 @@ class GatewayLink:
             self._reachable = reachable
             event = "gateway_reached" if reachable else "gateway_unreachable"
             _log.warning(event, path=path, reason=reason)
+
+
+def _reattest_at(answer: EnrolAnswer) -> float:
+    """When fresh evidence is due, on the loop's clock."""
+    if answer.reattest_seconds <= 0:
+        return math.inf
+    return asyncio.get_running_loop().time() + max(REATTEST_S_MIN, answer.reattest_seconds)
 
 
 def _read_answer(raw: bytes) -> EnrolAnswer | None:

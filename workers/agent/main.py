@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Generator
 import structlog
 import uvicorn
 
+from attestation.policy import Deployment
 from cocoon.clock import Clock
 from cocoon.errors import CocoonError
 from cocoon.tracing import start_tracer
@@ -29,6 +30,9 @@ from workers.agent.receipt_sender import ReceiptSender
 from workers.agent.receipt_store import ReceiptStore
 from workers.agent.settings import Settings
 from workers.agent.signatures import SignatureAsker, SignatureVerifier, Unsigned
+from workers.agent.tees.ports import TEE, NoChain, NoTEE
+from workers.agent.tees.simulated import SimulatedSource
+from workers.agent.tees.tdx import TDXSource, TSMReports
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -69,13 +73,33 @@ def new_engine(settings: Settings, clock: Clock, rng: random.Random) -> Engine:
     return OpenAIEngine(settings)
 
 
+def new_tee(settings: Settings, clock: Clock) -> TEE:
+    """Where the evidence comes from.
+
+    Raises:
+        SimulationRefusedError: a simulated TEE in production, or on the main network.
+    """
+    beacons = NoChain(clock)
+    match settings.tee.kind:
+        case "simulated":
+            environment = "development" if settings.development else "production"
+            deployment = Deployment(environment, settings.global_id or 0)
+            return SimulatedSource(
+                settings.tee.seed, machine=settings.name, gpus=settings.tee.gpus, deployment=deployment, beacons=beacons
+            )
+        case "tdx":
+            return TDXSource(TSMReports(settings.tee.tsm_folder), settings.tee.event_log, beacons)
+        case _:
+            return NoTEE()
+
+
 async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     """Run until SIGTERM or SIGINT; a second signal cuts the drain short.
 
     Raises:
         CocoonError: the listener, the engine or the enrolment cannot work as configured.
     """
-    engine = new_engine(settings, clock, rng)
+    engine, tee = new_engine(settings, clock, rng), new_tee(settings, clock)
     keys = KeyRing(clock, new_boot_id(rng), settings.keyset_s)
     store = ReceiptStore(settings.state_folder, settings.name, clock, grace_s=settings.receipt_grace_s)
     admission = Admission(clock, keys, settings.capacity)
@@ -91,12 +115,12 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
         tracer=tracer,
         served_model=settings.served_model,
         endpoints=settings.endpoints,
-        tee_type=settings.tee_type,
+        tee_type=tee.tee_type,
         job_s_max=settings.job_s_max,
     )
     listener = _listen(settings)
     url = _public_url(settings, listener)
-    link = GatewayLink(settings, url=url, keys=keys, admission=admission, engine=engine, rng=rng)
+    link = GatewayLink(settings, url=url, keys=keys, admission=admission, engine=engine, tee=tee, rng=rng)
     verifier = SignatureVerifier(clock, link, settings.operator_key)
     sender = ReceiptSender(store, link, verifier, rng, grace_s=settings.receipt_grace_s)
     asker = SignatureAsker(unsigned, store, link, verifier)

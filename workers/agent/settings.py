@@ -26,9 +26,11 @@ UNSIGNED_MAX = 256
 UNSIGNED_PER_JOB = 8
 """The default bound of unsigned tickets, and per request in flight where that is more: seconds of short jobs."""
 EmbeddedEngine = Literal["xllamacpp", "sglang"]
-TEETypes = ("none", "simulated")
+TEETypes = ("none", "simulated", "tdx")
+TSM_REPORTS = "/sys/kernel/config/tsm/report"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
+_SEED_BYTES = 32
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  compared with, never bound
 
@@ -55,6 +57,19 @@ class Secret:
         return "Secret(...)"
 
 
+class TEESettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where evidence comes from. `seed` (32 bytes) and `gpus` make a simulated machine; the paths are a TDX guest's."""
+
+    kind: str
+    seed: bytes = b""
+    gpus: int = 0
+    tsm_folder: Path = Path(TSM_REPORTS)
+    event_log: Path = Path()
+
+    def __repr__(self) -> str:
+        return f"TEESettings({self.kind!r})"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an agent is told at start-up. Durations are seconds, `capacity` is requests in flight.
 
@@ -62,7 +77,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     else only what every OpenAI-compatible server understands. `global_id` pins the chain; None takes the gateway's.
     `endpoints` are those that the engine serves. `state_folder` is where receipts are kept; None keeps them in memory.
     `operator_key` is whose gateways may sign tickets; None, in development only, takes the first. No job is taken while
-    `unsigned_max` tickets lack a signature, or one for `unsigned_s`. `ask` is where the worker's price comes from.
+    `unsigned_max` tickets lack a signature, or one for `unsigned_s`. `ask` is where the worker's price comes from,
+    `tee` where evidence does.
     """
 
     gateway_url: str
@@ -94,7 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unsigned_s: float
     global_id: int | None
     development: bool
-    tee_type: str
+    tee: TEESettings
     otlp_endpoint: str | None
     ask: AskSource
 
@@ -158,7 +174,7 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         if source.text("COCOON_GLOBAL_ID")
         else None,
         development=development,
-        tee_type=source.choice("COCOON_TEE_TYPE", TEETypes, "none"),
+        tee=_tee(source),
         otlp_endpoint=source.url("OTEL_EXPORTER_OTLP_ENDPOINT") if source.text("OTEL_EXPORTER_OTLP_ENDPOINT") else None,
         ask=_ask(source, served_model),
     )
@@ -170,14 +186,14 @@ def _check(settings: Settings) -> None:
     gateway = urlsplit(settings.gateway_url)
     if gateway.scheme == "http" and not settings.development and gateway.hostname not in _LOOPBACK:
         raise SettingsError("COCOON_GATEWAY_URL must be https in production: the worker key travels to it")
-    if settings.tee_type == "simulated" and not settings.development:
+    if settings.tee.kind == "simulated" and not settings.development:
         raise SettingsError("COCOON_TEE_TYPE=simulated needs COCOON_ENV=development")
     if settings.public_url is None and settings.host in _ANY_ADDRESS:
         raise SettingsError("COCOON_WORKER_PUBLIC_URL is needed when listening on every address")
     if settings.public_url is not None and not settings.public_url.startswith("https://"):
         raise SettingsError("COCOON_WORKER_PUBLIC_URL must be https")
     # PROTOCOL §1: only an engine that the agent launched is part of what evidence can cover.
-    if settings.engine_url is not None and settings.tee_type not in ("none", "simulated"):
+    if settings.engine_url is not None and settings.tee.kind not in ("none", "simulated"):
         raise SettingsError("COCOON_ENGINE can be a URL only with COCOON_TEE_TYPE none or simulated")
     if settings.embedded == "sglang" and "embeddings" in settings.endpoints and len(settings.endpoints) > 1:
         raise SettingsError("COCOON_SERVED_ENDPOINTS: SGLang serves either embeddings or the others")
@@ -200,6 +216,22 @@ def _endpoints(source: "_Variables") -> tuple[EndpointName, ...]:
     if not names <= BY_NAME.keys():
         raise SettingsError(f"COCOON_SERVED_ENDPOINTS must list some of {', '.join(BY_NAME)}")
     return tuple(endpoint.name for endpoint in ENDPOINTS if endpoint.name in names)
+
+
+def _tee(source: "_Variables") -> TEESettings:
+    kind = source.choice("COCOON_TEE_TYPE", TEETypes, "none")
+    if kind == "simulated":
+        try:
+            seed = bytes.fromhex(source.required("COCOON_SIMULATED_SEED"))
+        except ValueError:
+            seed = b""
+        if len(seed) != _SEED_BYTES:
+            raise SettingsError("COCOON_SIMULATED_SEED must be 64 hexadecimal digits")
+        return TEESettings(kind=kind, seed=seed, gpus=source.integer("COCOON_SIMULATED_GPUS", 0, 0, 8))
+    if kind == "tdx":
+        folder = Path(source.text("COCOON_TSM_REPORTS") or TSM_REPORTS)
+        return TEESettings(kind=kind, tsm_folder=folder, event_log=Path(source.required("COCOON_TDX_EVENT_LOG")))
+    return TEESettings(kind=kind)
 
 
 def _ask(source: "_Variables", model: str) -> AskSource:
@@ -236,9 +268,17 @@ def _operator_key(source: "_Variables", *, development: bool) -> bytes | None:
 
 
 def _worker_key(source: "_Variables") -> Secret:
-    key = source.required("COCOON_WORKER_KEY")
+    name, file = "COCOON_WORKER_KEY", source.text("COCOON_WORKER_KEY_FILE")
+    if file is not None and source.text(name) is None:
+        name = "COCOON_WORKER_KEY_FILE"
+        try:
+            key = Path(file).read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{name} cannot be read: {file}") from error
+    else:
+        key = source.required(name)
     if not is_secret_key(key) or not key.startswith(WORKER_KEY_PREFIX):
-        raise SettingsError(f"COCOON_WORKER_KEY is not a worker key ({WORKER_KEY_PREFIX}...)")
+        raise SettingsError(f"{name} is not a worker key ({WORKER_KEY_PREFIX}...)")
     return Secret(key)
 
 

@@ -34,6 +34,10 @@ class Connection(Protocol):
         """Every row."""
         ...
 
+    async def execute(self, query: str, *args: object) -> str:
+        """Run a statement."""
+        ...
+
     async def fetchval(self, query: str, *args: object) -> Any:
         """The first column of the first row."""
         ...

@@ -12,8 +12,10 @@ import structlog
 from cocoon.clock import Clock
 from cocoon.enrolment import EnrolRequest, ServedModel
 from cocoon.sql import named_statements
-from workers.enrolments import admit
+from workers.enrolments import admit, attested
 from workers.errors import AskRefusedError, EnrolmentRefusedError, EnrolmentStoreUnavailableError, KeysetLifetimeError
+from workers.judgement import Judged
+from workers.postgres.attestations import hardware_taken, note_removal, note_superseded, put_keyset
 from workers.postgres.connections import (
     ACQUIRE_TIMEOUT_S,
     Connection,
@@ -44,22 +46,36 @@ _log = structlog.get_logger(__name__)
 class EnrolmentStore:
     """Enrolments in the `workers` table. Every method is one transaction."""
 
-    def __init__(self, pool: Pool, clock: Clock, *, allow_private: bool) -> None:
+    def __init__(self, pool: Pool, clock: Clock, *, allow_private: bool, policy_sha256: bytes | None = None) -> None:
         self._pool = pool
         self._clock = clock
         self._allow_private = allow_private
+        self._policy_sha256 = policy_sha256
 
     async def save(self, worker: Worker, key_id: uuid.UUID) -> Worker:
-        """Store an admitted worker under the worker key that it enrolled with; its id is the stored one.
+        """Store a worker that shows nothing for itself; see `save_judged`."""
+        return (await self.save_judged(worker, key_id, None))[0]
 
-        Its asks get their versions: the same ask keeps the one that it has.
+    async def save_judged(
+        self, worker: Worker, key_id: uuid.UUID, judged: Judged | None, *, workers_per_platform: int | None = None
+    ) -> tuple[Worker, Judged | None]:
+        """Store a worker under the worker key that it enrolled with, with its evidence; its id is the stored one.
+
+        Its asks get their versions: the same ask keeps the one that it has. It comes back quarantined where its GPU or
+        its machine is taken by other workers.
 
         Raises:
             EnrolmentStoreUnavailableError: Postgres cannot be reached; nothing is known to be stored.
             AskRefusedError: it changes its mind too often.
+            KeysetRefusedError: the keyset is another worker's.
         """
         with translated():
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
+                if judged is not None:
+                    taken = await hardware_taken(connection, worker, judged, workers_per_platform=workers_per_platform)
+                    judged = judged.held_back(*taken)
+                    worker = attested(worker, judged)
+                await note_superseded(connection, worker)
                 worker = msgspec.structs.replace(worker, asks=await _versioned(connection, worker))
                 worker_id = await connection.fetchval(
                     STATEMENTS["save_worker"],
@@ -75,7 +91,9 @@ class EnrolmentStore:
                     worker.keyset_digest,
                     msgspec.json.encode(worker.asks).decode(),
                 )
-        return msgspec.structs.replace(worker, worker_id=uuid.UUID(str(worker_id)))
+                worker = msgspec.structs.replace(worker, worker_id=uuid.UUID(str(worker_id)))
+                await put_keyset(connection, worker, judged)
+        return worker, judged
 
     async def load(self) -> list[Worker]:
         """Every enrolled worker that the rules of today still admit.
@@ -85,7 +103,9 @@ class EnrolmentStore:
         """
         with translated():
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-                return await load_workers(connection, self._clock, allow_private=self._allow_private)
+                return await load_workers(
+                    connection, self._clock, allow_private=self._allow_private, policy_sha256=self._policy_sha256
+                )
 
     async def remove(self, worker_id: uuid.UUID) -> bool:
         """Take a worker out; False when it was not enrolled. Enrolling again brings it back.
@@ -94,16 +114,21 @@ class EnrolmentStore:
             EnrolmentStoreUnavailableError: Postgres cannot be reached; nothing is known to be removed.
         """
         with translated():
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-                return await connection.fetchval(STATEMENTS["remove_worker"], worker_id) is not None
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
+                digest: bytes | None = await connection.fetchval(STATEMENTS["remove_worker"], worker_id)
+                if digest is not None:
+                    await note_removal(connection, worker_id, digest, "removed")
+                return digest is not None
 
 
 class EnrolmentListener:
     """Feeds a registry with all enrolments: at start, after every change, after every reconnection."""
 
     def __init__(
-        self, database_url: str, registry: Registry, clock: Clock, rng: random.Random, *, allow_private: bool
-    ) -> None:
+        self, database_url: str, registry: Registry, clock: Clock, rng: random.Random, *, allow_private: bool,
+        policy_sha256: bytes | None = None,
+    ) -> None:  # fmt: skip
+        self._policy_sha256 = policy_sha256
         self._database_url = database_url
         self._registry = registry
         self._clock = clock
@@ -157,7 +182,9 @@ class EnrolmentListener:
 
     async def _load(self, connection: Connection) -> None:
         with translated():
-            workers = await load_workers(connection, self._clock, allow_private=self._allow_private)
+            workers = await load_workers(
+                connection, self._clock, allow_private=self._allow_private, policy_sha256=self._policy_sha256
+            )
         self._registry.replace_enrolments(workers)
         if not self.connected:
             _log.info("enrolments_loaded", workers=len(workers))
@@ -176,15 +203,20 @@ class EnrolmentListener:
         return 0.5 + self._rng.random() / 2
 
 
-async def load_workers(connection: Connection, clock: Clock, *, allow_private: bool) -> list[Worker]:
-    """Every stored worker that is admitted now; others are left out and logged."""
+async def load_workers(
+    connection: Connection, clock: Clock, *, allow_private: bool, policy_sha256: bytes | None = None
+) -> list[Worker]:
+    """Every stored worker that is admitted now; others are left out and logged.
+
+    What was found under another policy than `policy_sha256` counts for nothing here: such a worker is quarantined.
+    """
     workers: list[Worker] = []
     for row in await connection.fetch(STATEMENTS["load_workers"]):
         worker_id: uuid.UUID = uuid.UUID(str(row["worker_id"]))
         try:
             worker = admit(_request(row), worker_id=worker_id, now=clock.now(), allow_private=allow_private)
             asks = msgspec.json.decode(row["asks"], type=tuple[PostedAsk, ...])
-            workers.append(msgspec.structs.replace(worker, asks=asks))
+            workers.append(_with_standing(msgspec.structs.replace(worker, asks=asks), row, policy_sha256))
         except KeysetLifetimeError:
             # Its agent is gone, or about to enrol with a new keyset.
             continue
@@ -206,6 +238,21 @@ async def _versioned(connection: Connection, worker: Worker) -> tuple[PostedAsk,
     return tuple(versioned)
 
 
+def _with_standing(worker: Worker, row: Record, policy_sha256: bytes | None) -> Worker:
+    """What was found about the worker's evidence, as far as it counts under our policy."""
+    if row["tee_type"] == "none":
+        return worker
+    ours = row["policy_sha256"] is not None and row["policy_sha256"] == policy_sha256
+    until: int | None = row["attested_until"]
+    return msgspec.structs.replace(
+        worker,
+        tee_type=row["tee_type"],
+        evidence=row["level"] if ours else "none",
+        attested_until=until or 0,
+        quarantined=not ours or until is None or row["outcome"] != "admitted",
+    )
+
+
 def _request(row: Record) -> EnrolRequest:
     return msgspec.convert(
         {
@@ -215,7 +262,6 @@ def _request(row: Record) -> EnrolRequest:
             "models": msgspec.json.decode(row["models"], type=tuple[ServedModel, ...]),
             "capacity": row["capacity"],
             "engine": row["engine"],
-            "tee_type": row["tee_type"],
         },
         EnrolRequest,
         builtin_types=(bytes,),

@@ -65,7 +65,7 @@ SELECT made.version
 FROM made;
 
 -- name: load_workers
--- A worker lives no longer than the key it enrolled with.
+-- A worker lives no longer than the key it enrolled with; what was found about its evidence stands with its keyset.
 SELECT
     w.worker_id,
     w.name,
@@ -75,9 +75,15 @@ SELECT
     w.engine,
     w.tee_type,
     w.keyset,
-    w.asks
+    w.asks,
+    e.outcome,
+    e.tee_type AS shown_tee,
+    e.level,
+    e.policy_sha256,
+    extract(EPOCH FROM e.attested_until)::bigint AS attested_until
 FROM workers AS w
 INNER JOIN api_keys AS k ON w.key_id = k.id
+LEFT JOIN enrolled_keysets AS e ON w.keyset_digest = e.digest AND w.worker_id = e.worker_id
 WHERE
     w.state = 'enrolled'
     AND k.revoked_at IS NULL
@@ -87,4 +93,4 @@ ORDER BY w.worker_id;
 -- name: remove_worker
 UPDATE workers SET state = 'removed'
 WHERE worker_id = $1 AND state = 'enrolled'
-RETURNING worker_id;
+RETURNING keyset_digest;

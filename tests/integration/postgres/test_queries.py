@@ -9,7 +9,11 @@ ROOT = Path(__file__).parents[3]
 
 
 async def test_every_statement_prepares(connection: Connection) -> None:
-    files = [path for package in ("billing", "gateway", "workers") for path in (ROOT / package).glob("postgres/*.sql")]
+    files = [
+        path
+        for package in ("audit", "billing", "gateway", "workers")
+        for path in (ROOT / package).glob("postgres/*.sql")
+    ]
     statements = {
         f"{path.parent}/{path.name}: {name}": statement
         for path in files

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import random
 import time
 import uuid
@@ -59,7 +60,8 @@ async def _seed(url: str) -> None:
 
 
 def _worker(name: str = "worker-1", key: uuid.UUID = KEY, **changes: object) -> Worker:
-    keyset = changes.pop("keyset", None)
+    boot_id = hashlib.sha256(key.bytes + name.encode()).digest()
+    keyset = changes.pop("keyset", a_keyset(CLOCK, boot_id=boot_id))
     request = a_request(CLOCK, keyset, name=name, **changes)  # type: ignore[arg-type]
     return admit(request, worker_id=worker_id_of(key, name), now=CLOCK.now(), allow_private=True)
 
@@ -136,7 +138,7 @@ async def test_enrolling_again_renews_the_same_worker_with_its_new_keyset(store:
 
 async def test_the_stored_id_wins(store: EnrolmentStore) -> None:
     first = await store.save(_worker(), KEY)
-    impostor = admit(a_request(CLOCK), worker_id=uuid.UUID(int=999), now=CLOCK.now(), allow_private=True)
+    impostor = admit(a_request(CLOCK, first.keyset), worker_id=uuid.UUID(int=999), now=CLOCK.now(), allow_private=True)
 
     assert (await store.save(impostor, KEY)).worker_id == first.worker_id
 

@@ -26,7 +26,7 @@ async def test_models_are_not_unknown_before_the_prices_are_known(monkeypatch: p
             raise loaded
         return loaded
 
-    assert not prices.loaded
+    assert not prices.loaded.is_set()
     with pytest.raises(LedgerUnavailableError):
         _ = prices.book
     refreshing = asyncio.create_task(prices.keep_fresh(load))

@@ -1,0 +1,1 @@
+"""The log in Postgres: queue, tiles, checkpoints and the one sequencer."""

@@ -1,0 +1,1 @@
+"""TON: whatever needs a library of cells, wallets or liteservers is here and nowhere else."""
