@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger bench-limits lock clean
+.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger bench-limits bench-log lock clean
 
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev
@@ -58,6 +58,9 @@ bench-ledger: $(STAMP)   ## money on an embedded PostgreSQL with fsync on; then 
 
 bench-limits: $(STAMP)   ## what limits cost a request, and an exchange of slices with an embedded Redis
 	$(BIN)/python -m benchmarks.limits
+
+bench-log: $(STAMP)      ## the transparency log on an embedded PostgreSQL with fsync on
+	$(BIN)/python -m benchmarks.log
 
 # Peers live apart: what they depend on is not ours.
 .venv-bench/.installed: requirements-bench.lock

@@ -34,3 +34,9 @@ class EnvelopeTooLongError(AuditError):
     """The envelope is longer than the log keeps."""
 
     code: ClassVar[str] = "envelope_too_long"
+
+
+class LogKeyError(AuditError):
+    """The last checkpoint was signed by another key or origin: a log keeps both, or is another log."""
+
+    code: ClassVar[str] = "log_key_changed"

@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 import httpx
 import msgspec
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
@@ -20,6 +21,8 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.router import Router as Routes
 from litestar.types import HTTPScope, Receive, Scope, Send
 
+from audit.postgres.reader import LogReader
+from audit.postgres.sequencer import Sequencer
 from billing.lease_book import LeaseTerms
 from billing.leases import LeasedLedger
 from billing.ports import Ledger
@@ -31,6 +34,7 @@ from billing.postgres.pool import Pool, open_pool
 from billing.postgres.prices import load_price_book
 from billing.postgres.recoveries import Recoveries
 from cocoon import openai
+from cocoon.checkpoints import NoteSigner
 from cocoon.clock import Clock, SystemClock, system_random
 from cocoon.endpoints import ENDPOINTS, Endpoint
 from cocoon.errors import CocoonError, MalformedError
@@ -40,12 +44,15 @@ from gateway.alerts import AlertSender
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
+from gateway.evidence_desk import EvidenceDesk
 from gateway.http.account import AccountController
 from gateway.http.admin import AdminController, OrganisationsController
+from gateway.http.attestation import AttestationController
 from gateway.http.bodies import BodyRoom
 from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
 from gateway.http.inference import serve_inference
+from gateway.http.log import LogController
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.uploads import read_before_refusing
@@ -57,12 +64,14 @@ from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
+from gateway.postgres.sealed_jobs import PostgresJobBook
 from gateway.postgres.spend import PostgresSpend
 from gateway.postgres.standing import StandingStore
 from gateway.postgres.wallets import WalletKeyStore
 from gateway.prices import Prices
 from gateway.recovery import Reconciler
 from gateway.redis.slices import RedisSlices
+from gateway.sealed import SealedRequests
 from gateway.services import Services
 from gateway.settings import Settings, SettingsError, read_settings
 from gateway.settle import SETTLE_S_MAX, Settler
@@ -97,7 +106,7 @@ TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    WorkersController, WalletsController,
+    LogController, WorkersController, WalletsController, AttestationController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -156,6 +165,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
     signer = BatchSigner(
         _gateway_key(settings, clock), global_id=settings.global_id, network_secret=network_secret, clock=clock
     )
+    log_signer = _log_signer(settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(tracer.close)
         stack.callback(transport.close)
@@ -171,29 +181,33 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         settler = await stack.enter_async_context(Settler(ledger, clock, ledger))
         recoveries = Recoveries(pool, PostgresLeases(pool, database_url))
         over_claims = OverClaims(recoveries.note_over_claims)
+        attestor = new_attestor(settings, clock, await stack.enter_async_context(httpx.AsyncClient()))
         attempts = Attempts(
             Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
             network_secret=network_secret, global_id=settings.global_id, request_s_max=settings.request_s_max,
+            sealed_require="tdx" if attestor.judges else "any",
         )  # fmt: skip
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
             idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=_limits(settings),
             over_claims=over_claims,
+            sealed=SealedRequests(await stack.enter_async_context(PostgresJobBook(pool)), clock),
         )  # fmt: skip
-        attestor = new_attestor(settings, clock, await stack.enter_async_context(httpx.AsyncClient()))
+        attestations = AttestationStore(pool, rng)
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
             registry=registry,
             enrolments=EnrolmentStore(
                 pool, clock, allow_private=settings.allow_private_workers, policy_sha256=attestor.policy_sha256
             ),
-            attestor=attestor,
-            attestations=AttestationStore(pool, rng),
+            attestor=attestor, attestations=attestations,
+            desk=EvidenceDesk(
+                registry, transport, attestor, attestations, clock, _dice(rng), network_secret=network_secret
+            ),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, limiter=limiter,
             pipeline=pipeline,
             reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
-            pool=pool,
-            signer=signer,
+            pool=pool, signer=signer, log_reader=LogReader(pool), log_verifier=log_signer.verifier,
             wallets=_wallet_door(settings, pool, network_secret, clock, rng),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
@@ -203,20 +217,27 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         )  # fmt: skip
         background = await stack.enter_async_context(_Background())
         background.start("signatures", signer.run)
+        background.start("log", Sequencer(database_url, log_signer).run)
         background.start("over_claims", over_claims.run)
-        background.start("standing", Standing(StandingStore(pool), registry).run)
         background.start("keys", key_listener.run)
         background.start("enrolments", enrolment_listener.run)
         background.start("prices", lambda: prices.keep_fresh(lambda: load_price_book(pool)))
         background.start("limits", limiter.run)
-        background.start("sweep", lambda: _sweep(ledger))
-        background.start("report", lambda: _report(ledger))
-        background.start("alerts", AlertSender(pool, settings.alerts, clock, rng).run)
-        background.start("partitions", lambda: _keep_partitions(pool))
+        _start_chores(background, services, rng)
         await _first_load(key_listener.loaded, enrolment_listener.loaded, prices.loaded)
         # Read once it is known whose they are, so that a new process routes at once.
         background.start("heartbeats", heartbeats.run)
         yield services
+
+
+def _start_chores(background: "_Background", services: Services, rng: random.Random) -> None:
+    """What every process does beside answering requests, and none has to do soon."""
+    pool, ledger, settings = services.pool, services.ledger, services.settings
+    background.start("standing", Standing(StandingStore(pool), services.registry).run)
+    background.start("sweep", lambda: _sweep(ledger))
+    background.start("report", lambda: _report(ledger))
+    background.start("alerts", AlertSender(pool, settings.alerts, services.clock, rng).run)
+    background.start("partitions", lambda: _keep_partitions(pool))
 
 
 def _upstreams(settings: Settings) -> list[Upstream]:
@@ -255,6 +276,11 @@ def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
         )  # fmt: skip
     except MalformedError as error:
         raise SettingsError(f"COCOON_GATEWAY_DELEGATION cannot be used: {error}") from error
+
+
+def _log_signer(settings: Settings) -> NoteSigner:
+    seed = bytes.fromhex(settings.log.seed.reveal())
+    return NoteSigner(settings.log.origin, Ed25519PrivateKey.from_private_bytes(seed))
 
 
 def _wallet_door(settings: Settings, pool: Pool, network_secret: bytes, clock: Clock, rng: random.Random) -> WalletDoor:

@@ -2,12 +2,15 @@
 
 import asyncio
 
+from audit.postgres.reader import LogReader
 from billing.leases import LeasedLedger
 from billing.postgres.account import Accounts
 from billing.postgres.pool import Pool
+from cocoon.checkpoints import NoteVerifier
 from cocoon.clock import Clock
 from gateway.attestor import Attestor
 from gateway.auth import KeyTable
+from gateway.evidence_desk import EvidenceDesk
 from gateway.limiter import SlicedLimiter
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
@@ -30,8 +33,8 @@ class Services:
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: LeasedLedger,
         accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
         tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler,
-        signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor,
-        attestations: AttestationStore,
+        signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor, attestations: AttestationStore,
+        log_reader: LogReader, log_verifier: NoteVerifier, desk: EvidenceDesk,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -49,7 +52,10 @@ class Services:
         self.reconciler = reconciler
         self.signer = signer
         self.pool = pool
+        self.log_reader = log_reader
+        self.log_verifier = log_verifier
         self.wallets = wallets
         self.attestor = attestor
         self.attestations = attestations
+        self.desk = desk
         self.stopping = asyncio.Event()

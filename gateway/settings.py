@@ -3,6 +3,7 @@
 This module alone reads the gateway's environment. A malformed value stops the start-up with its name.
 """
 
+import hmac
 import os
 import re
 from collections.abc import Mapping
@@ -13,12 +14,15 @@ import msgspec
 
 from attestation.policy import POLICY_BYTES_MAX
 from cocoon.canonical import from_base64url
+from cocoon.checkpoints import is_key_name
 from cocoon.delegation import operator_of
 from cocoon.endpoints import EndpointName
 from cocoon.errors import CocoonError, MalformedError
 
 _NETWORK_SECRET_BYTES = 32
 _SEED_BYTES = 32
+_LOG_KEY_LABEL = b"cocoon/log-key/1\x00"
+
 _LOOPBACK_DOMAINS = ("127.0.0.1", "localhost")
 _DOMAIN = re.compile(r"[a-z0-9:][a-z0-9.:-]{0,127}")
 
@@ -78,6 +82,13 @@ class AlertSettings(msgspec.Struct, frozen=True, kw_only=True):
     allow_private: bool
 
 
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The transparency log: its origin, and the seed of the key that signs checkpoints under this name."""
+
+    origin: str
+    seed: Secret
+
+
 class AttestationSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How workers' evidence is judged. Without a policy none is accepted.
 
@@ -126,6 +137,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl_s: float
     lease_idle_s: float
     alerts: AlertSettings
+    log: LogSettings
     attestation: AttestationSettings
     wallet_domains: tuple[str, ...]
 
@@ -149,6 +161,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     except ValueError:
         raise SettingsError("COCOON_NETWORK_SECRET must be 64 hexadecimal digits") from None
     gateway_key, delegation = _signing(env)
+    global_id = int(_number(env, "COCOON_GLOBAL_ID", -3, low=-(2**31), high=2**31 - 1))
     return Settings(
         env=_one_of(env, "COCOON_ENV", ("production", "development"), "production"),
         database_url=Secret(_required(env, "COCOON_DATABASE_URL")),
@@ -156,7 +169,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         network_secret=Secret(secret),
         gateway_key=gateway_key,
         delegation=delegation,
-        global_id=int(_number(env, "COCOON_GLOBAL_ID", -3, low=-(2**31), high=2**31 - 1)),
+        global_id=global_id,
         allow_private_workers=_one_of(env, "COCOON_ALLOW_PRIVATE_WORKERS", ("0", "1"), "0") == "1",
         upstreams=_upstreams(env),
         otlp_endpoint=env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
@@ -172,9 +185,24 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         lease_ttl_s=_number(env, "COCOON_LEASE_TTL_S", 60, low=1, high=3600),
         lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
         alerts=_alerts(env),
+        log=_log(env, bytes.fromhex(secret), global_id),
         attestation=_attestation(env),
         wallet_domains=_wallet_domains(env),
     )
+
+
+def _log(env: Mapping[str, str], network_secret: bytes, global_id: int) -> LogSettings:
+    """A key of its own, or one that every replica derives from the network's secret."""
+    origin = env.get("COCOON_LOG_ORIGIN") or f"cocoon-log/{global_id}"
+    if not is_key_name(origin):
+        raise SettingsError("COCOON_LOG_ORIGIN must have 1 to 255 characters, none of them white space or a plus sign")
+    seed = env.get("COCOON_LOG_KEY") or hmac.digest(network_secret, _LOG_KEY_LABEL, "sha256").hex()
+    try:
+        if len(bytes.fromhex(seed)) != _SEED_BYTES:
+            raise ValueError
+    except ValueError:
+        raise SettingsError("COCOON_LOG_KEY must be 64 hexadecimal digits") from None
+    return LogSettings(origin=origin, seed=Secret(seed))
 
 
 def _signing(env: Mapping[str, str]) -> tuple[Secret | None, bytes | None]:

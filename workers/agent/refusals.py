@@ -18,7 +18,10 @@ _PASSED_STATUSES = frozenset({400, 413, 422, 429})
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """An HTTP error that the agent answers. `retry_after` is the header's exact value."""
+    """An HTTP error that the agent answers. `retry_after` is the header's exact value.
+
+    `quotes` says that its words are the engine's, which may repeat what was asked: of a sealed job they are sealed.
+    """
 
     status: int
     code: str
@@ -26,6 +29,7 @@ class Refusal(msgspec.Struct, frozen=True):
     message: str
     param: str | None = None
     retry_after: str | None = None
+    quotes: bool = False
 
     def body(self) -> bytes:
         """The OpenAI-shaped body."""
@@ -64,6 +68,11 @@ EXPIRED_TICKET = _forbidden("ticket_expired", "the ticket has expired")
 FOREIGN_TICKET = _forbidden("ticket_foreign", "the ticket is for another network or stake")
 OTHER_REQUEST = _forbidden("ticket_mismatch", "the ticket is for another request")
 NO_ALLOWANCE = _forbidden("ticket_exhausted", "the ticket allows no completion tokens for this many choices")
+BAD_SEALED = _invalid("the body is not a sealed request", code="sealed_malformed")
+UNOPENABLE = _invalid("the request was not sealed for this worker, or was altered", code="sealed_unopenable")
+OTHER_TERMS = _invalid("the sealed body asks for something else than its clear header", code="sealed_mismatch")
+EXPIRED_SEALED = _forbidden("sealed_expired", "the sealed request has expired")
+SEALED_REPLAYED = Refusal(409, "sealed_replayed", "invalid_request_error", "this worker has seen this sealed job")
 REPLAYED = Refusal(409, "ticket_replayed", "invalid_request_error", "this attempt was already made")
 REPLAY_FULL = _unavailable("replay_set_full", "the worker cannot remember more tickets")
 RECEIPTS_FULL = _unavailable("receipts_full", "the worker cannot keep more receipts")
@@ -84,6 +93,11 @@ BEST_OF = _invalid(
 )
 BAD_SALT = _invalid("the salt must be 16 to 64 bytes of base64url", code="bad_salt")
 BAD_BODY = _invalid("the body is not a request of this endpoint")
+NO_TEE = _invalid("this worker has no TEE to state anything", code="no_tee", status=404)
+BAD_STATEMENT_REQUEST = _invalid("the body is not a request for a statement")
+STRANGE_STATEMENT_REQUEST = _unauthorised("statement_request_invalid", "the request is not of a gateway, or too old")
+STATEMENTS_BUSY = Refusal(429, "statements_busy", "rate_limit_error", "the platform is busy", retry_after="1")
+NO_EVIDENCE = _unavailable("evidence_unavailable", "the TEE gives no evidence now")
 SLOW_BODY = _invalid("the body did not arrive in time", code="request_timeout", status=408)
 
 
@@ -141,11 +155,12 @@ def engine_refusal(status: int, body: bytes, retry_after: bytes | None, prompt: 
     if status not in _PASSED_STATUSES:
         return Refusal(502, ENGINE_FAILED.code, ENGINE_FAILED.kind, ENGINE_FAILED.message, retry_after=kept)
     message, kind, param = _read_engine_error(body)
-    if kind == _CONTEXT_ERROR:
-        return _invalid(message, code="context_length_exceeded", param=prompt)
     if status == 429:  # noqa: PLR2004  too many requests
-        return Refusal(status, "engine_busy", "rate_limit_error", message, retry_after=kept or "1")
-    return _invalid(message, code="invalid_request", param=param, status=status)
+        return Refusal(status, "engine_busy", "rate_limit_error", message, retry_after=kept or "1", quotes=True)
+    refusal = _invalid(message, code="invalid_request", param=param, status=status)
+    if kind == _CONTEXT_ERROR:
+        refusal = _invalid(message, code="context_length_exceeded", param=prompt)
+    return msgspec.structs.replace(refusal, quotes=True)
 
 
 def _read_engine_error(body: bytes) -> tuple[str, str | None, str | None]:

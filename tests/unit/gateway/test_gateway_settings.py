@@ -53,6 +53,7 @@ def test_what_is_missing_is_named(name: str) -> None:
         ("COCOON_ALLOW_PRIVATE_WORKERS", "yes"), ("COCOON_DRAIN_S", "soon"), ("COCOON_DRAIN_S", "nan"),
         ("COCOON_DRAIN_S", "-1"), ("COCOON_FIRST_BYTE_S", "0"), ("COCOON_REQUEST_S_MAX", "inf"),
         ("COCOON_BODY_BYTES_MAX", "1"), ("COCOON_EXCHANGES_MAX", "0"), ("COCOON_GLOBAL_ID", "1e12"),
+        ("COCOON_LOG_KEY", "ab"), ("COCOON_LOG_KEY", "zz" * 32), ("COCOON_LOG_ORIGIN", "two words"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_used_is_named(name: str, value: str) -> None:
@@ -96,3 +97,13 @@ def test_only_development_may_do_without_the_operators_delegation_and_never_with
     half = {**unsigned, "COCOON_GATEWAY_KEY": GOOD["COCOON_GATEWAY_KEY"], "COCOON_ENV": "development"}
     with pytest.raises(SettingsError, match="COCOON_GATEWAY_DELEGATION"):
         read_settings(half)
+
+
+def test_the_log_has_a_name_and_a_key_of_the_network_unless_it_is_given_its_own() -> None:
+    log = read(COCOON_GLOBAL_ID="-239").log
+    assert log.origin == "cocoon-log/-239"
+    assert log.seed.reveal() == read().log.seed.reveal()
+    assert log.seed.reveal() != read(COCOON_NETWORK_SECRET="cd" * 32).log.seed.reveal()
+    assert log.seed.reveal() not in repr(log)
+    own = read(COCOON_LOG_KEY="12" * 32, COCOON_LOG_ORIGIN="log.example/cocoon").log
+    assert (own.origin, own.seed.reveal()) == ("log.example/cocoon", "12" * 32)
