@@ -9,10 +9,12 @@ import pytest
 from cocoon import hop, receipt
 from cocoon.canonical import base64url, from_base64url
 from cocoon.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, Endpoint
+from cocoon.sealed import CONTENT_TYPE
 from cocoon.usage import TokenUsage
 from tests.integration.agent.conftest import Launch
 from tests.integration.agent.fake_engine import FakeEngine, Script
 from tests.integration.agent.fake_gateway import Answer, FakeGateway, Peer, check_receipt, until
+from tests.sealed_client import SealedCall
 
 SALT = bytes(range(32))
 TEXT: dict[str, Any] = {"model": "fake", "prompt": "Once upon"}
@@ -144,6 +146,25 @@ async def test_leaving_stops_an_embedding_and_a_completion(peer: Peer, engine: F
             await until(lambda: engine.requests and engine.requests[-1].ended is None)
         await until(lambda: engine.requests[-1].ended == "aborted")
         engine.seen.clear()
+
+
+async def test_both_are_answered_sealed(peer: Peer, engine: FakeEngine) -> None:
+    for endpoint, body, completion in (
+        (COMPLETIONS, {**TEXT, "prompt": ["a", "b"], "n": 2, "max_tokens": 4}, 16),
+        (COMPLETIONS, {**TEXT, "max_tokens": 4, "stream": True}, 4),
+        (EMBEDDINGS, INPUT, 0),
+    ):
+        call = SealedCall(body, [peer.enrolment.keyset], "sk-cocoon-client", endpoint)
+        ticket = peer.ticket(
+            b"", request_digest=call.sent.digest, job_id=call.job_id, max_prompt=50, max_completion=completion
+        )
+        answer = await peer.post(call.sent.raw, peer.sealed(ticket), path=endpoint.job_path, content_type=CONTENT_TYPE)
+        opened = call.opened(answer.data)
+        assert opened.receipt().seal == "sealed"
+        assert opened.trailer.usage == answer.trailer.usage
+        assert opened.trailer.usage.completion == completion
+        sent = engine.requests[-1]
+        assert (sent.target, sent.body[endpoint.prompt]) == (endpoint.path, body[endpoint.prompt])
 
 
 REFUSED: list[tuple[Endpoint, dict[str, Any], str]] = [

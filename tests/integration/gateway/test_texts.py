@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
+from cocoon import endpoints
 from cocoon.receipt import ReceiptHead
+from cocoon.sealed import CONTENT_TYPE
 from tests.fixtures_gateway import MODEL, Stack, events_of
 from tests.scripted_engine import until
+from tests.sealed_client import SealedCall
 
 COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 # 10 prompt tokens of which 4 cached, 5 completion tokens, at the fixture's prices; embeddings have no cache.
@@ -140,6 +143,27 @@ async def test_a_client_that_leaves_a_completion_pays_for_what_came_and_one_that
         assert (dead.status_code, dead.json()["error"]["code"]) == (502, "worker_failed")
     rows = await agent.usage(3)
     assert [row["charge_nano"] for row in rows if row["outcome"] != "client_gone"] == [0, 0]
+    await agent.check_books()
+
+
+async def test_both_are_relayed_sealed_and_charged(agent: Stack) -> None:
+    keysets = [row["keyset"] for row in await agent.rows("SELECT keyset FROM workers")]
+    vectors = {"model": MODEL, "input": ["hello", "you"]}
+    async with agent.client() as client:
+        for endpoint, body in ((endpoints.COMPLETIONS, text(max_tokens=9)), (endpoints.EMBEDDINGS, vectors)):
+            call = SealedCall(body, keysets, agent.api_key, endpoint)
+            answer = await client.post(endpoint.path, content=call.sent.raw, headers={"content-type": CONTENT_TYPE})
+            assert answer.status_code == 200, answer.text
+            assert b"t0 t1" not in answer.content
+            opened = call.opened(answer.content)
+            assert opened.receipt().receipt_id == answer.headers["x-cocoon-receipt"]
+            assert answer.headers["x-cocoon-cost-nano"] in {str(COST_NANO), str(EMBEDDING_NANO)}
+            # The clear header does not say which endpoint it is for: the worker does not take it at another.
+            again = SealedCall(body, keysets, agent.api_key, endpoint)
+            wrong = endpoints.CHAT.path
+            answer = await client.post(wrong, content=again.sent.raw, headers={"content-type": CONTENT_TYPE})
+            assert answer.status_code == 400
+    assert [row["charge_nano"] for row in await agent.usage(3) if row["charge_nano"]] == [COST_NANO, EMBEDDING_NANO]
     await agent.check_books()
 
 
