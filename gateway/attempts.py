@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from billing.pricing import ModelOffer
 from cocoon import openai
 from cocoon.clock import Clock
+from cocoon.endpoints import EMBEDDINGS, Endpoint
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.http1 import HopError
 from cocoon.openai import ModelRequest
@@ -71,8 +72,9 @@ class Attempts:
         self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
 
     def require_offered(
-        self, offer: ModelOffer, request: ModelRequest, limit: PriceLimit | None, manifest: bytes | None
-    ) -> None:
+        self, endpoint: Endpoint, offer: ModelOffer, request: ModelRequest, limit: PriceLimit | None,
+        manifest: bytes | None,
+    ) -> None:  # fmt: skip
         """Refuse a request before it holds anything when nobody may take it: for its price, or for the pinned manifest.
 
         Raises:
@@ -82,6 +84,7 @@ class Attempts:
         provider = request.provider or _NO_PREFERENCE
         targets = self._router.targets(
             offer.model,
+            endpoint=endpoint,
             require=provider.require,
             only=provider.only,
             ignore=provider.ignore,
@@ -137,6 +140,7 @@ class Attempts:
         try:
             dispatch = self._router.choose(
                 request.model,
+                endpoint=walk.endpoint,
                 exclude=frozenset(excluded),
                 require=provider.require if walk.sealed is None else self._sealed_require,
                 only=provider.only,
@@ -182,7 +186,7 @@ class Attempts:
             traceparent=walk.trace.child_header if walk.trace.sampled else call.traceparent,
             sealed=walk.sealed is not None,
         )
-        if isinstance(target, Upstream) and not request.streams:
+        if not request.streams and (isinstance(target, Upstream) or walk.endpoint is EMBEDDINGS):
             deadline.expect_silence()
         else:
             deadline.expect_first_byte()

@@ -139,7 +139,7 @@ class Pipeline:
             request.provider, call.manifest, request.header.manifest if isinstance(request, SealedAsk) else None
         )
         if limit is not None or walk.manifest is not None:
-            self._attempts.require_offered(offer, request, limit, walk.manifest)
+            self._attempts.require_offered(walk.endpoint, offer, request, limit, walk.manifest)
         if isinstance(request, SealedAsk):
             bounds = sealed_bounds(request, walk.endpoint, offer)
         else:

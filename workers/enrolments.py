@@ -9,6 +9,7 @@ import uuid
 
 import msgspec
 
+from cocoon.endpoints import EndpointName
 from cocoon.enrolment import KEYSET_SECONDS_MAX, EnrolRequest, Keyset, keyset_digest
 from cocoon.errors import MalformedError
 from cocoon.manifest import Manifest, manifest_digest
@@ -134,8 +135,9 @@ def attested(worker: Worker, judged: Judged) -> Worker:
 
 
 def upstream(
-    *, name: str, url: str, models: dict[str, str], context_tokens: int, capacity: int, api_key: str | None = None
-) -> Upstream:
+    *, name: str, url: str, models: dict[str, str], context_tokens: int, capacity: int,
+    endpoints: tuple[EndpointName, ...] = ("chat",), api_key: str | None = None,
+) -> Upstream:  # fmt: skip
     """A plain OpenAI upstream from the operator's settings. Its address is the operator's choice, private or not.
 
     Raises:
@@ -152,6 +154,7 @@ def upstream(
         models=models,
         context_tokens=context_tokens,
         capacity=capacity,
+        endpoints=endpoints,
         api_key=api_key,
     )
 

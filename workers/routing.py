@@ -20,7 +20,14 @@ from collections.abc import Callable
 import structlog
 
 from cocoon.clock import Clock
-from workers.errors import ManifestUnservedError, ModelNotFoundError, NoWorkerError, WorkersBusyError
+from cocoon.endpoints import Endpoint
+from workers.errors import (
+    EndpointUnsupportedError,
+    ManifestUnservedError,
+    ModelNotFoundError,
+    NoWorkerError,
+    WorkersBusyError,
+)
 from workers.load import RATE_DEFAULT, TargetLoad, median, saturation
 from workers.registry import Member, Registry, Requirement, Target
 
@@ -136,6 +143,7 @@ class Router:
         self,
         model: str,
         *,
+        endpoint: Endpoint | None = None,
         prompt_tokens_bound: int = 0,
         exclude: frozenset[uuid.UUID] = frozenset(),
         require: Requirement = "any",
@@ -148,22 +156,23 @@ class Router:
     ) -> Dispatch:
         """A target for a request whose prompt has at most `prompt_tokens_bound` tokens; it counts as dispatched.
 
-        `exclude` holds targets already tried, `only` and `ignore` name targets by name or id. With `cheapest`, of the
-        targets with room those are chosen from that `quote` least, and the expected cost in seconds comes second.
-        `manifest` is the digest of the only model manifest that will do.
-        `keysets` are the only ones that can do it, for a sealed request.
+        `endpoint` is what it must serve the model at; None is any. `exclude` holds targets already tried, `only` and
+        `ignore` name targets by name or id. With `cheapest`, of the targets with room those are chosen from that
+        `quote` least, and the expected cost in seconds comes second. `keysets` are the only ones that can do it, for a
+        sealed request, and `manifest` is the digest of the only model manifest that will do.
 
         Raises:
             ModelNotFoundError: nobody serves the model.
+            EndpointUnsupportedError: nobody serves it at this endpoint.
             WorkersBusyError: those who could are at capacity or asked for a pause.
             NoWorkerError: none is live, allowed and sound.
             ManifestUnservedError: none of those that are live serves it from this manifest.
         """
         registry = self._registry
-        if not registry.knows(model):
-            raise ModelNotFoundError
+        if not registry.knows(model, endpoint):
+            raise _unserved(registry, model)
         now = self._clock.monotonic()
-        candidates = registry.live_members(model, now)
+        candidates = registry.live_members(model, now, endpoint)
         if manifest is not None:
             candidates = _pinned(candidates, manifest)
         if exclude or require != "any" or only or ignore:
@@ -194,15 +203,15 @@ class Router:
         return self._registry.has_asks(model)
 
     def targets(
-        self, model: str, *, require: Requirement = "any", only: tuple[str, ...] = (), ignore: tuple[str, ...] = (),
-        manifest: bytes | None = None,
+        self, model: str, *, endpoint: Endpoint | None = None, require: Requirement = "any",
+        only: tuple[str, ...] = (), ignore: tuple[str, ...] = (), manifest: bytes | None = None,
     ) -> list[Target]:  # fmt: skip
         """The live targets that such a request may go to, whether or not they have room.
 
         Raises:
             ManifestUnservedError: see `choose`.
         """
-        members = self._registry.live_members(model, self._clock.monotonic())
+        members = self._registry.live_members(model, self._clock.monotonic(), endpoint)
         if manifest is not None:
             members = _pinned(members, manifest)
         return [member.target for member in _allowed(members, frozenset(), require, only, ignore)]
@@ -287,6 +296,14 @@ def _cheapest(members: list[Member], quote: Quote) -> list[Member]:
     quoted = [(cost, member) for member in members if (cost := quote(member.target)) is not None]
     least = min(cost for cost, _ in quoted)
     return [member for cost, member in quoted if cost == least]
+
+
+def _unserved(registry: Registry, model: str) -> ModelNotFoundError | EndpointUnsupportedError:
+    endpoints = registry.endpoints(model)
+    if not endpoints:
+        return ModelNotFoundError()
+    names = ", ".join(endpoints)
+    return EndpointUnsupportedError(f"The model {model!r} is not served at this endpoint, only for {names}.")
 
 
 def _refusal(candidates: list[Member], now: float) -> NoWorkerError | WorkersBusyError:

@@ -324,6 +324,7 @@ class Network:
             "COCOON_ENGINE_THREADS": str(WORKER_THREADS),
             "COCOON_WORKER_MANIFEST": str(self._state.manifest),
             "COCOON_SERVED_MODEL": MODEL,
+            "COCOON_SERVED_ENDPOINTS": "chat,completions,embeddings",
             "COCOON_CONTEXT_TOKENS": str(CONTEXT_TOKENS),
         }
 

@@ -47,6 +47,7 @@ from gateway.wallet_keys import (
 )
 from workers.errors import (
     ChallengesFullError,
+    EndpointUnsupportedError,
     EnrolmentRefusedError,
     EnrolmentStoreUnavailableError,
     NoWorkerError,
@@ -82,6 +83,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     TransferTimeError: (400, "invalid_request_error"),
     ModelUnknownError: (404, "invalid_request_error"),
     ManifestUnknownError: (404, "invalid_request_error"),
+    EndpointUnsupportedError: (404, "invalid_request_error"),
     NotLoggedError: (404, "invalid_request_error"),
     OrganisationUnknownError: (404, "invalid_request_error"),
     ProjectUnknownError: (404, "invalid_request_error"),
