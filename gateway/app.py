@@ -53,6 +53,7 @@ from gateway.http.inference import serve_inference
 from gateway.http.log import LogController
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
+from gateway.http.receipts import ReceiptsController
 from gateway.http.uploads import read_before_refusing
 from gateway.http.wallets import WalletsController
 from gateway.http.workers import WorkersController
@@ -62,10 +63,12 @@ from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
+from gateway.postgres.receipts import ReceiptBook
 from gateway.postgres.spend import PostgresSpend
 from gateway.postgres.standing import StandingStore
 from gateway.postgres.wallets import WalletKeyStore
 from gateway.prices import Prices
+from gateway.receipts import ReceiptDesk
 from gateway.recovery import Reconciler
 from gateway.redis.slices import RedisSlices
 from gateway.services import Services
@@ -102,7 +105,7 @@ TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    LogController, WorkersController, WalletsController,
+    LogController, ReceiptsController, WorkersController, WalletsController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -177,6 +180,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         settler = await stack.enter_async_context(Settler(ledger, clock, ledger))
         recoveries = Recoveries(pool, PostgresLeases(pool, database_url))
         over_claims = OverClaims(recoveries.note_over_claims)
+        receipt_book, log_reader = ReceiptBook(pool), LogReader(pool)
         attempts = Attempts(
             Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
             network_secret=network_secret, global_id=settings.global_id, request_s_max=settings.request_s_max,
@@ -197,10 +201,13 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             attestations=AttestationStore(pool, rng),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, limiter=limiter,
             pipeline=pipeline,
-            reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
+            receipts=ReceiptDesk(
+                Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id), signer,
+                receipt_book, recoveries, log_reader, clock,
+            ),
             pool=pool,
             signer=signer,
-            log_reader=LogReader(pool),
+            log_reader=log_reader,
             log_verifier=log_signer.verifier,
             wallets=_wallet_door(settings, pool, network_secret, clock, rng),
         )  # fmt: skip
@@ -221,7 +228,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         background.start("sweep", lambda: _sweep(ledger))
         background.start("report", lambda: _report(ledger))
         background.start("alerts", AlertSender(pool, settings.alerts, clock, rng).run)
-        background.start("partitions", lambda: _keep_partitions(pool))
+        background.start("partitions", lambda: _keep_partitions(pool, receipt_book, settings.receipt_days))
         await _first_load(key_listener.loaded, enrolment_listener.loaded, prices.loaded)
         # Read once it is known whose they are, so that a new process routes at once.
         background.start("heartbeats", heartbeats.run)
@@ -365,11 +372,13 @@ async def _report(ledger: LeasedLedger) -> None:
         reported = facts
 
 
-async def _keep_partitions(pool: Pool) -> None:
-    """Have the days to come ready before they come."""
+async def _keep_partitions(pool: Pool, receipts: ReceiptBook, receipt_days: int) -> None:
+    """Have the days to come ready before they come, and drop receipts of days long gone."""
     while True:
         try:
             await ensure_partitions(pool)
+            if dropped := await receipts.forget(receipt_days):
+                log.info("receipts_dropped", partitions=dropped, days=receipt_days)
         except CocoonError as error:
             log.warning("partitions_not_ensured", code=error.code)
             await asyncio.sleep(SWEEP_S)

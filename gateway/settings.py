@@ -136,6 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_idle_s: float
     alerts: AlertSettings
     log: LogSettings
+    receipt_days: int
     attestation: AttestationSettings
     wallet_domains: tuple[str, ...]
 
@@ -184,6 +185,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
         alerts=_alerts(env),
         log=_log(env, bytes.fromhex(secret), global_id),
+        receipt_days=int(_number(env, "COCOON_RECEIPT_DAYS", 90, low=2, high=3650)),
         attestation=_attestation(env),
         wallet_domains=_wallet_domains(env),
     )
