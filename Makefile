@@ -71,9 +71,9 @@ bench-log: $(STAMP)      ## the transparency log on an embedded PostgreSQL with 
 # The lock names no host: index addresses belong to the machine, not to the repository.
 lock:
 	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml \
-		--extra gateway --extra worker --extra verify --extra llama -o requirements.lock
+		--extra gateway --extra worker --extra llama -o requirements.lock
 	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml \
-		--extra gateway --extra worker --extra verify --extra llama --extra dev -c requirements.lock -o requirements-dev.lock
+		--extra gateway --extra worker --extra llama --extra dev -c requirements.lock -o requirements-dev.lock
 
 clean:
 	rm -rf $(VENV) .venv-bench .cocoon tests/clients/npm/node_modules

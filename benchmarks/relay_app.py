@@ -33,6 +33,7 @@ from gateway.memory_slices import InMemorySlices, InMemorySpend, SharedLimits
 from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
+from gateway.sealed import JobBook, SealedRequests
 from gateway.services import Services
 from gateway.settings import Settings, read_settings
 from gateway.settle import Settler
@@ -76,12 +77,12 @@ async def _open(settings: Settings) -> AsyncGenerator[Services]:
             network_secret=bytes(32), global_id=-3, request_s_max=600,
         )  # fmt: skip
         limiter = SlicedLimiter(InMemorySlices(SharedLimits(clock)), InMemorySpend(), clock, rng)
-        # No request of the benchmark has an idempotency key, so nobody asks that store.
+        # No request of the benchmark has an idempotency key or is sealed, so nobody asks those stores.
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
             idempotency=Idempotency(cast("ClaimStore", None), clock),
             tracer=start_tracer("bench", None, rng), clock=clock, rng=rng, limits=limits,
-            over_claims=OverClaims(_forgotten),
+            over_claims=OverClaims(_forgotten), sealed=SealedRequests(cast("JobBook", None), clock),
         )  # fmt: skip
         services = Services.__new__(Services)
         services.settings, services.clock, services.keys, services.prices = settings, clock, keys, prices

@@ -24,6 +24,8 @@ HEAD_BYTES = 124
 BODY_BYTES_MAX = 4096
 _DIGEST_BYTES = 32
 _INT32_MIN = -(2**31)
+SEAL_PLAIN = "plain"
+SEAL_SEALED = "sealed"
 NO_STAKE = bytes(_DIGEST_BYTES)
 """`stake32` of a worker without a stake contract."""
 
@@ -88,8 +90,12 @@ class ReceiptHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class ReceiptBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The part that is kept off-chain, in canonical encoding. Times are Unix milliseconds."""
+class ReceiptBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The part that is kept off-chain, in canonical encoding. Times are Unix milliseconds.
+
+    `seal` is `plain` or `sealed`. Of a sealed request, `sealed_digest` is H and `rolling` the final R_k (PROTOCOL §3);
+    of others both are left out.
+    """
 
     v: int
     receipt_id: str
@@ -103,6 +109,8 @@ class ReceiptBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     finish_reason: str
     started_ms: int
     ended_ms: int
+    sealed_digest: bytes | None = None
+    rolling: bytes | None = None
 
 
 def encode_body(body: ReceiptBody) -> bytes:
@@ -153,7 +161,10 @@ def body_digest(body: bytes) -> bytes:
 
 
 class Commitment:
-    """HMAC commitments to a plain request and its answer, fed as the answer is delivered."""
+    """HMAC commitments to a request and its answer, fed as the answer is delivered.
+
+    The salt of a plain request is the client's or the agent's; that of a sealed one is RS_i.
+    """
 
     def __init__(self, salt: bytes) -> None:
         key = HKDF(SHA256(), 32, salt=b"cocoon/commit/1", info=b"kc").derive(salt)

@@ -247,13 +247,21 @@ class ReplayGuard:
         self._jobs_max = jobs_max
         self._seen: set[bytes] = set()
 
+    def __contains__(self, job_id: bytes) -> bool:
+        return job_id in self._seen
+
+    @property
+    def full(self) -> bool:
+        """Whether it can remember no more."""
+        return len(self._seen) >= self._jobs_max
+
     def admit(self, job_id: bytes) -> None:
         """Remember a job.
 
         Raises:
             ReplayedError: it was seen before, or the guard is full.
         """
-        if job_id in self._seen or len(self._seen) >= self._jobs_max:
+        if job_id in self._seen or self.full:
             raise ReplayedError
         self._seen.add(job_id)
 

@@ -2,6 +2,7 @@
 
 On the wire: a prelude, frames `u32 length ‖ ciphertext`, and the end: `u32 0 ‖ u32 length ‖ clear trailer ‖ frame`. The
 last frame authenticates that it is the last, its number and the trailer; the zero before it only says where to look.
+Before the prelude a gateway may put zero bytes, which keep a waiting client's connection alive and mean nothing.
 """
 
 import enum
@@ -18,6 +19,7 @@ from cocoon.errors import MalformedError
 from cocoon.sealed import SECRET_BYTES, TAG_BYTES, UnopenableError, pad, unpad
 
 VERSION: Final = b"\x01"
+KEEP_ALIVE: Final = b"\x00"
 PRELUDE_BYTES: Final = 1 + 32 + 32
 FRAME_BYTES_MAX: Final = 1024 * 1024
 TRAILER_BYTES_MAX: Final = 64 * 1024
@@ -128,6 +130,7 @@ class AnswerOpener:
                 raise UnopenableError("something follows the end of the answer")
 
     def _prelude(self) -> bytes | None:
+        self._pending = self._pending.lstrip(KEEP_ALIVE)
         prelude = self._take(PRELUDE_BYTES)
         if prelude is None:
             return None

@@ -44,8 +44,10 @@ from gateway.alerts import AlertSender
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
+from gateway.evidence_desk import EvidenceDesk
 from gateway.http.account import AccountController
 from gateway.http.admin import AdminController, OrganisationsController
+from gateway.http.attestation import AttestationController
 from gateway.http.bodies import BodyRoom
 from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
@@ -64,6 +66,7 @@ from gateway.pipeline import Pipeline
 from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
 from gateway.postgres.receipts import ReceiptBook
+from gateway.postgres.sealed_jobs import PostgresJobBook
 from gateway.postgres.spend import PostgresSpend
 from gateway.postgres.standing import StandingStore
 from gateway.postgres.wallets import WalletKeyStore
@@ -71,6 +74,7 @@ from gateway.prices import Prices
 from gateway.receipts import ReceiptDesk
 from gateway.recovery import Reconciler
 from gateway.redis.slices import RedisSlices
+from gateway.sealed import SealedRequests
 from gateway.services import Services
 from gateway.settings import Settings, SettingsError, read_settings
 from gateway.settle import SETTLE_S_MAX, Settler
@@ -105,7 +109,7 @@ TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    LogController, ReceiptsController, WorkersController, WalletsController,
+    LogController, ReceiptsController, WorkersController, WalletsController, AttestationController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -180,35 +184,33 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         settler = await stack.enter_async_context(Settler(ledger, clock, ledger))
         recoveries = Recoveries(pool, PostgresLeases(pool, database_url))
         over_claims = OverClaims(recoveries.note_over_claims)
-        receipt_book, log_reader = ReceiptBook(pool), LogReader(pool)
+        attestor = new_attestor(settings, clock, await stack.enter_async_context(httpx.AsyncClient()))
         attempts = Attempts(
             Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
             network_secret=network_secret, global_id=settings.global_id, request_s_max=settings.request_s_max,
+            sealed_require="tdx" if attestor.judges else "any",
         )  # fmt: skip
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,
             idempotency=idempotency, tracer=tracer, clock=clock, rng=rng, limits=_limits(settings),
             over_claims=over_claims,
+            sealed=SealedRequests(await stack.enter_async_context(PostgresJobBook(pool)), clock),
         )  # fmt: skip
-        attestor = new_attestor(settings, clock, await stack.enter_async_context(httpx.AsyncClient()))
+        attestations = AttestationStore(pool, rng)
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
             registry=registry,
             enrolments=EnrolmentStore(
                 pool, clock, allow_private=settings.allow_private_workers, policy_sha256=attestor.policy_sha256
             ),
-            attestor=attestor,
-            attestations=AttestationStore(pool, rng),
+            attestor=attestor, attestations=attestations,
+            desk=EvidenceDesk(
+                registry, transport, attestor, attestations, clock, _dice(rng), network_secret=network_secret
+            ),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, limiter=limiter,
             pipeline=pipeline,
-            receipts=ReceiptDesk(
-                Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id), signer,
-                receipt_book, recoveries, log_reader, clock,
-            ),
-            pool=pool,
-            signer=signer,
-            log_reader=log_reader,
-            log_verifier=log_signer.verifier,
+            receipts=_receipt_desk(settings, pool, recoveries, signer, clock),
+            pool=pool, signer=signer, log_reader=LogReader(pool), log_verifier=log_signer.verifier,
             wallets=_wallet_door(settings, pool, network_secret, clock, rng),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
@@ -220,19 +222,25 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         background.start("signatures", signer.run)
         background.start("log", Sequencer(database_url, log_signer).run)
         background.start("over_claims", over_claims.run)
-        background.start("standing", Standing(StandingStore(pool), registry).run)
         background.start("keys", key_listener.run)
         background.start("enrolments", enrolment_listener.run)
         background.start("prices", lambda: prices.keep_fresh(lambda: load_price_book(pool)))
         background.start("limits", limiter.run)
-        background.start("sweep", lambda: _sweep(ledger))
-        background.start("report", lambda: _report(ledger))
-        background.start("alerts", AlertSender(pool, settings.alerts, clock, rng).run)
-        background.start("partitions", lambda: _keep_partitions(pool, receipt_book, settings.receipt_days))
+        _start_chores(background, services, rng)
         await _first_load(key_listener.loaded, enrolment_listener.loaded, prices.loaded)
         # Read once it is known whose they are, so that a new process routes at once.
         background.start("heartbeats", heartbeats.run)
         yield services
+
+
+def _start_chores(background: "_Background", services: Services, rng: random.Random) -> None:
+    """What every process does beside answering requests, and none has to do soon."""
+    pool, ledger, settings = services.pool, services.ledger, services.settings
+    background.start("standing", Standing(StandingStore(pool), services.registry).run)
+    background.start("sweep", lambda: _sweep(ledger))
+    background.start("report", lambda: _report(ledger))
+    background.start("alerts", AlertSender(pool, settings.alerts, services.clock, rng).run)
+    background.start("partitions", lambda: _keep_partitions(pool, settings.receipt_days))
 
 
 def _upstreams(settings: Settings) -> list[Upstream]:
@@ -271,6 +279,14 @@ def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
         )  # fmt: skip
     except MalformedError as error:
         raise SettingsError(f"COCOON_GATEWAY_DELEGATION cannot be used: {error}") from error
+
+
+def _receipt_desk(
+    settings: Settings, pool: Pool, recoveries: Recoveries, signer: BatchSigner, clock: Clock
+) -> ReceiptDesk:
+    secret = bytes.fromhex(settings.network_secret.reveal())
+    judge = Reconciler(recoveries, network_secret=secret, global_id=settings.global_id)
+    return ReceiptDesk(judge, signer, ReceiptBook(pool), recoveries, LogReader(pool), clock)
 
 
 def _log_signer(settings: Settings) -> NoteSigner:
@@ -372,12 +388,12 @@ async def _report(ledger: LeasedLedger) -> None:
         reported = facts
 
 
-async def _keep_partitions(pool: Pool, receipts: ReceiptBook, receipt_days: int) -> None:
+async def _keep_partitions(pool: Pool, receipt_days: int) -> None:
     """Have the days to come ready before they come, and drop receipts of days long gone."""
     while True:
         try:
             await ensure_partitions(pool)
-            if dropped := await receipts.forget(receipt_days):
+            if dropped := await ReceiptBook(pool).forget(receipt_days):
                 log.info("receipts_dropped", partitions=dropped, days=receipt_days)
         except CocoonError as error:
             log.warning("partitions_not_ensured", code=error.code)

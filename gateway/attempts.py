@@ -23,11 +23,12 @@ from gateway.deadline import Deadline
 from gateway.errors import AnswerBrokenError, UpstreamRefusedError
 from gateway.exchange import Event
 from gateway.quotes import PriceLimit, price_at, quote_for, require_offered
+from gateway.sealed import RecipientsGoneError
 from gateway.stubs import Stub, seal_stub, stub_key
 from gateway.walk import Call, Walk
 from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
 from workers.routing import DispatchOutcome, RetryBudget, Router
-from workers.targets import Upstream, Worker
+from workers.targets import Requirement, Upstream, Worker
 from workers.transport import (
     ANSWER_BYTES_MAX,
     Batch,
@@ -50,11 +51,14 @@ log = structlog.get_logger()
 
 
 class Attempts:
-    """Routing with retries, on top of router and transport."""
+    """Routing with retries, on top of router and transport.
+
+    `sealed_require` is the evidence without which no worker gets a sealed request, whoever it was sealed for.
+    """
 
     def __init__(
         self, router: Router, transport: Transport, budget: RetryBudget, clock: Clock, *,
-        network_secret: bytes, global_id: int, request_s_max: float,
+        network_secret: bytes, global_id: int, request_s_max: float, sealed_require: Requirement = "any",
     ) -> None:  # fmt: skip
         self._router = router
         self._transport = transport
@@ -62,6 +66,7 @@ class Attempts:
         self._clock = clock
         self._network_secret = network_secret
         self._global_id = global_id
+        self._sealed_require: Requirement = sealed_require
         self._ticket_s = request_s_max + TICKET_MARGIN_S
         self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
 
@@ -125,16 +130,19 @@ class Attempts:
             dispatch = self._router.choose(
                 request.model,
                 exclude=frozenset(excluded),
-                require=provider.require,
+                require=provider.require if walk.sealed is None else self._sealed_require,
                 only=provider.only,
                 ignore=provider.ignore,
                 prompt_tokens_bound=admission.bounds.prompt,
                 quote=quote,
                 cheapest=cheapest,
+                keysets=None if walk.sealed is None else frozenset(walk.sealed.header.keyset_digests),
             )
         except (NoWorkerError, WorkersBusyError, ModelNotFoundError) as error:
             if failure is not None:
                 raise _exhausted(failure) from None
+            if walk.sealed is not None and not isinstance(error, WorkersBusyError):
+                raise RecipientsGoneError from None
             # The model has a price, so it exists: only nobody serves it now.
             raise (NoWorkerError() if isinstance(error, ModelNotFoundError) else error) from None
         price = price_at(dispatch.target, request.model, offer.price) if asked else offer.price
@@ -163,6 +171,7 @@ class Attempts:
             stub=stub,
             salt=call.salt,
             traceparent=walk.trace.child_header if walk.trace.sampled else call.traceparent,
+            sealed=walk.sealed is not None,
         )
         if isinstance(target, Upstream) and not request.streams:
             deadline.expect_silence()
@@ -193,7 +202,7 @@ class Attempts:
     def _refused(self, attempt: Attempt, error: RefusedError) -> CocoonError:
         if error.status in _REQUESTS_FAULT:
             attempt.failed(DispatchOutcome.OK)
-            return UpstreamRefusedError(error.status, error.body)
+            return UpstreamRefusedError(error.status, error.body, sealed=error.sealed)
         if error.status in _BUSY:
             retry_after_s = error.retry_after_s or COOLDOWN_S_DEFAULT
             attempt.failed(DispatchOutcome.THROTTLED, retry_after_s)
@@ -204,7 +213,7 @@ class Attempts:
     def _ticket(self, worker: Worker, attempt: Attempt, walk: Walk, admission: Admission) -> tuple[str, str]:
         """The ticket's header and its stub's."""
         assert walk.principal is not None, "dispatched requests have a payer"
-        digest = worker.keyset_digest
+        digest = attempt.dispatch.keyset_digest or worker.keyset_digest
         keys = self._keys.get(digest)
         if keys is None:
             if len(self._keys) >= KEYSETS_MAX:
@@ -221,7 +230,7 @@ class Attempts:
             max_prompt=admission.bounds.prompt,
             max_completion=admission.bounds.completion,
             not_after=int(self._clock.now().timestamp() + self._ticket_s),
-            request_digest=plain_request_digest(walk.body),
+            request_digest=plain_request_digest(walk.body) if walk.sealed is None else walk.sealed.digest,
         )
         stub = Stub(
             customer_id=walk.principal.customer_id,

@@ -46,6 +46,10 @@ class Client(Protocol):
         """Call `callback` once when the client leaves, at once if it has left; None forgets it."""
         ...
 
+    def seal(self) -> None:
+        """Answer in the type of sealed answers from now on; errors before one begins are plain all the same."""
+        ...
+
     def record(self, recording: Recording) -> None:
         """Copy into `recording` whatever is sent from now on."""
         ...
@@ -93,8 +97,11 @@ class KeepAlive:
     comment has been sent the answer has begun, and a later failure is an event on it.
     """
 
-    def __init__(self, client: Client, interval_s: float, headers: Callable[[], Headers]) -> None:
+    def __init__(
+        self, client: Client, interval_s: float, headers: Callable[[], Headers], comment: bytes = KEEP_ALIVE
+    ) -> None:
         self._client = client
+        self._comment_bytes = comment
         self._interval_s = interval_s
         self._headers = headers
         self._stop = asyncio.Event()
@@ -127,6 +134,6 @@ class KeepAlive:
         while not (self._stop.is_set() or self._client.gone):
             if not self._client.began:
                 await self._client.begin_stream(self._headers())
-            await self._client.write(KEEP_ALIVE)
+            await self._client.write(self._comment_bytes)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), self._interval_s)

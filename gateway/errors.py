@@ -54,14 +54,15 @@ class PriceLimitError(GatewayError):
 
 
 class UpstreamRefusedError(GatewayError):
-    """The engine refused the request for a reason that lies in the request."""
+    """The engine refused the request for a reason that lies in the request; when `sealed`, only the client reads it."""
 
     code: ClassVar[str] = "invalid_request"
 
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(self, status: int, body: bytes, *, sealed: bool = False) -> None:
         super().__init__("the engine refused the request")
         self.status = status
         self.body = body
+        self.sealed = sealed
 
 
 class AnswerBrokenError(GatewayError):

@@ -4,6 +4,7 @@ from gateway.auth import Principal
 from gateway.client import Headers
 from gateway.exchange import State
 from gateway.limits import LimitState
+from gateway.sealed import price_headers
 from gateway.walk import Walk
 from workers.targets import Worker
 
@@ -25,6 +26,8 @@ def answer_headers(walk: Walk, *, streams: bool) -> Headers:
         headers.append((b"x-cocoon-worker", attempt.worker_name.encode()))
         if isinstance(attempt.dispatch.target, Worker):
             headers.append((b"x-cocoon-receipt", walk.name.encode()))
+            if walk.sealed is not None and walk.admission is not None:
+                headers += price_headers(attempt.price, None if streams else attempt.usage(walk.admission.bounds))
             if attempt.salt is not None:
                 headers.append((b"x-cocoon-salt", attempt.salt.encode()))
         else:

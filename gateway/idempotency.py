@@ -216,9 +216,11 @@ class Idempotency:
         if not self.room.take(len(sealed)):
             raise OverloadedError
         try:
-            outcome = _opened(turn, claim)
+            # A sealed request runs under the id in its header, which is the same for the same body.
+            job_id = claim.job_id if walk.sealed is None else uuid.UUID(bytes=walk.sealed.header.job_id)
+            outcome = _opened(turn, claim, job_id)
             walk.exchange.note(Event.REPLAY)
-            await _replay(outcome, claim.job_id, client)
+            await _replay(outcome, job_id, client)
         finally:
             self.room.give_back(len(sealed))
         return True
@@ -347,17 +349,17 @@ class Idempotency:
             await asyncio.sleep(pause_s)
 
 
-def _opened(turn: Turn, claim: Claim) -> outcomes.Outcome:
+def _opened(turn: Turn, claim: Claim, job_id: uuid.UUID) -> outcomes.Outcome:
     """What to send again; raises what to say instead."""
     if claim.standing is Standing.CHARGED:
-        raise ChargedError(claim.job_id)
+        raise ChargedError(job_id)
     if claim.outcome is None:
-        raise AlreadyCompletedError(claim.job_id)
+        raise AlreadyCompletedError(job_id)
     try:
         return turn.open(claim.outcome, claim.job_id)
     except MalformedError as error:
-        log.error("outcome_did_not_open", job_id=str(claim.job_id))
-        raise AlreadyCompletedError(claim.job_id) from error
+        log.error("outcome_did_not_open", job_id=str(job_id))
+        raise AlreadyCompletedError(job_id) from error
 
 
 async def _replay(outcome: outcomes.Outcome, job_id: uuid.UUID, client: Client) -> None:

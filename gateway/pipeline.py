@@ -15,7 +15,8 @@ from cocoon.clock import Clock
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.ids import new_job_id
 from cocoon.openai import ModelRequest
-from cocoon.sse import DONE_EVENT
+from cocoon.sealed_answer import KEEP_ALIVE as SEALED_KEEP_ALIVE
+from cocoon.sse import DONE_EVENT, KEEP_ALIVE
 from cocoon.tracing import Tracer
 from cocoon.usage import TokenUsage
 from gateway import relay
@@ -35,6 +36,7 @@ from gateway.live import LiveExchanges
 from gateway.over_claims import OverClaims
 from gateway.prices import Prices
 from gateway.quotes import read_limit
+from gateway.sealed import SealedAsk, SealedRequests, sealed_bounds
 from gateway.settle import SETTLE_S_MAX, Settler
 from gateway.spans import spans_of
 from gateway.walk import Call, Walk
@@ -52,7 +54,7 @@ class Pipeline:
     def __init__(
         self, *, keys: KeyTable, limiter: Limiter, ledger: Ledger, prices: Prices, attempts: Attempts, settler: Settler,
         idempotency: Idempotency, tracer: Tracer, clock: Clock, rng: random.Random, limits: Limits,
-        over_claims: OverClaims,
+        over_claims: OverClaims, sealed: SealedRequests,
     ) -> None:  # fmt: skip
         self._keys = keys
         self._limiter = limiter
@@ -66,6 +68,7 @@ class Pipeline:
         self._rng = rng
         self._limits = limits
         self._over_claims = over_claims
+        self._sealed = sealed
         self._hold_ttl_s = int(limits.request_s_max + SETTLE_S_MAX + HOLD_MARGIN_S)
         self.live = LiveExchanges()
         self.alarms = Alarms()
@@ -77,9 +80,11 @@ class Pipeline:
         client.always([(b"x-request-id", walk.name.encode())])
         try:
             principal = self._authenticate(walk, call, client)
-            request = await self._read(walk, client)
+            request = await self._read(walk, call, client)
             if call.idempotency_key is not None and await self._idempotency.replayed(walk, call, client):
                 return
+            if walk.sealed is not None:
+                await self._sealed.take(walk, walk.sealed)
             admission = await self._admit(walk, principal, request, call, client)
             await self._relay(walk, admission, request, call, client)
         except ClientGoneError:
@@ -95,6 +100,8 @@ class Pipeline:
             walk.fail(CocoonError())
         finally:
             self._settle(walk)
+        if walk.sealed is not None:
+            await self._sealed.over(walk)
         if walk.error is not None:
             await client.fail(walk.error)
 
@@ -112,13 +119,15 @@ class Pipeline:
         client.always(cors_headers(call.origin, principal))
         return principal
 
-    async def _read(self, walk: Walk, client: Client) -> ModelRequest:
+    async def _read(self, walk: Walk, call: Call, client: Client) -> ModelRequest:
         self._settler.require_room()
         if len(self.live) > self._limits.exchanges_max:
             raise OverloadedError
         walk.body = await client.body()
-        walk.request = parse_request(walk.endpoint, walk.body)
-        return walk.request
+        request = walk.request = (
+            self._sealed.read(walk, call, client) if call.sealed else parse_request(walk.endpoint, walk.body)
+        )
+        return request
 
     async def _admit(
         self, walk: Walk, principal: Principal, request: ModelRequest, call: Call, client: Client
@@ -127,7 +136,10 @@ class Pipeline:
         limit = read_limit(request.provider, call.max_price)
         if limit is not None:
             self._attempts.require_offered(offer, request, limit)
-        bounds = bound(request, walk.body, offer)
+        if isinstance(request, SealedAsk):
+            bounds = sealed_bounds(request, walk.endpoint, offer)
+        else:
+            bounds = bound(request, walk.body, offer)
         walk.permit = await self._limiter.acquire(
             principal,
             job_id=walk.job_id,
@@ -168,7 +180,9 @@ class Pipeline:
         self, walk: Walk, admission: Admission, request: ModelRequest, call: Call, client: Client, deadline: Deadline
     ) -> None:
         attempt, batch = await self._attempts.first(walk, admission, request, call, client, deadline)
-        body = relay.priced_answer(batch.data, attempt.price, attempt.usage(admission.bounds))
+        body = batch.data
+        if walk.sealed is None:
+            body = relay.priced_answer(body, attempt.price, attempt.usage(admission.bounds))
         walk.exchange.note(Event.COMPLETE)
         deadline.alive()
         await client.answer(answer_headers(walk, streams=False), body)
@@ -176,13 +190,14 @@ class Pipeline:
     async def _stream(
         self, walk: Walk, admission: Admission, request: ModelRequest, call: Call, client: Client, deadline: Deadline
     ) -> None:
-        async with KeepAlive(client, self._limits.keep_alive_s, lambda: answer_headers(walk, streams=True)):
+        silence = KEEP_ALIVE if walk.sealed is None else SEALED_KEEP_ALIVE
+        async with KeepAlive(client, self._limits.keep_alive_s, lambda: answer_headers(walk, streams=True), silence):
             attempt, batch = await self._attempts.first(walk, admission, request, call, client, deadline)
         deadline.progressed()
         if not client.began:
             await client.begin_stream(answer_headers(walk, streams=True))
         while batch.end is None:
-            if events := _shown(batch, attempt, admission, request):
+            if events := _shown(walk, batch, attempt, admission, request):
                 await client.write(events)
                 require_present(client)
             deadline.progressed()
@@ -192,9 +207,9 @@ class Pipeline:
                 require_present(client)
                 raise AnswerBrokenError from error
             deadline.progressed()
-        last = _shown(batch, attempt, admission, request)
+        last = _shown(walk, batch, attempt, admission, request)
         walk.exchange.note(Event.COMPLETE)
-        await client.finish(last + DONE_EVENT)
+        await client.finish(last if walk.sealed is not None else last + DONE_EVENT)
 
     def _settle(self, walk: Walk) -> None:
         """The end of every request, exactly once, without an await: nothing can come between. The money first."""
@@ -240,7 +255,9 @@ class Pipeline:
             log.exception("trace_failed", job_id=walk.name)
 
 
-def _shown(batch: Batch, attempt: Attempt, admission: Admission, request: ModelRequest) -> bytes:
+def _shown(walk: Walk, batch: Batch, attempt: Attempt, admission: Admission, request: ModelRequest) -> bytes:
+    if walk.sealed is not None:
+        return batch.data
     try:
         return relay.shown(batch.data, attempt.price, admission.bounds, with_cost=request.wants_usage)
     except MalformedError as error:

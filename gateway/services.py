@@ -10,6 +10,7 @@ from cocoon.checkpoints import NoteVerifier
 from cocoon.clock import Clock
 from gateway.attestor import Attestor
 from gateway.auth import KeyTable
+from gateway.evidence_desk import EvidenceDesk
 from gateway.limiter import SlicedLimiter
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
@@ -33,7 +34,7 @@ class Services:
         accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
         tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, receipts: ReceiptDesk,
         signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor, attestations: AttestationStore,
-        log_reader: LogReader, log_verifier: NoteVerifier,
+        log_reader: LogReader, log_verifier: NoteVerifier, desk: EvidenceDesk,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -56,4 +57,5 @@ class Services:
         self.wallets = wallets
         self.attestor = attestor
         self.attestations = attestations
+        self.desk = desk
         self.stopping = asyncio.Event()

@@ -184,15 +184,19 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         lease_ttl_s=_number(env, "COCOON_LEASE_TTL_S", 60, low=1, high=3600),
         lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
         alerts=_alerts(env),
-        log=_log(env, bytes.fromhex(secret), global_id),
         receipt_days=int(_number(env, "COCOON_RECEIPT_DAYS", 90, low=2, high=3650)),
+        log=read_log(env, bytes.fromhex(secret), global_id),
         attestation=_attestation(env),
         wallet_domains=_wallet_domains(env),
     )
 
 
-def _log(env: Mapping[str, str], network_secret: bytes, global_id: int) -> LogSettings:
-    """A key of its own, or one that every replica derives from the network's secret."""
+def read_log(env: Mapping[str, str], network_secret: bytes, global_id: int) -> LogSettings:
+    """A key of its own, or one that every replica derives from the network's secret.
+
+    Raises:
+        SettingsError: a value is malformed.
+    """
     origin = env.get("COCOON_LOG_ORIGIN") or f"cocoon-log/{global_id}"
     if not is_key_name(origin):
         raise SettingsError("COCOON_LOG_ORIGIN must have 1 to 255 characters, none of them white space or a plus sign")

@@ -7,6 +7,7 @@ import msgspec
 from cocoon.endpoints import Endpoint
 from cocoon.errors import CocoonError
 from cocoon.openai import ModelRequest
+from cocoon.sealed import SealedRequest
 from cocoon.tracing import Trace
 from gateway.admission import Admission
 from gateway.attempt import Attempt
@@ -28,6 +29,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""
     idempotency_key: bytes | None = None
     max_price: str | None = None
+    sealed: bool = False
 
 
 class Walk:
@@ -35,7 +37,7 @@ class Walk:
 
     __slots__ = (
         "admission", "attempt", "body", "endpoint", "error", "exchange", "failed", "job_id", "name", "permit",
-        "principal", "request", "trace", "turn",
+        "principal", "request", "sealed", "trace", "turn",
     )  # fmt: skip
 
     def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace, endpoint: Endpoint) -> None:
@@ -47,6 +49,7 @@ class Walk:
         self.body = b""
         self.principal: Principal | None = None
         self.request: ModelRequest | None = None
+        self.sealed: SealedRequest | None = None
         self.turn: Turn | None = None
         self.permit: Permit | None = None
         self.admission: Admission | None = None

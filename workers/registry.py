@@ -38,7 +38,7 @@ EARLY_HEARTBEATS_MAX = 4096
 class Member:
     """One target in the registry, with what this process knows about its state."""
 
-    __slots__ = ("expires_at", "load", "reports", "seen_at", "suspended", "target", "target_id")
+    __slots__ = ("expires_at", "former", "load", "reports", "seen_at", "suspended", "target", "target_id")
 
     def __init__(self, target: Target, *, expires_at: float, reports: bool) -> None:
         self.target = target
@@ -47,9 +47,21 @@ class Member:
         self.reports = reports
         """Whether it sends heartbeats; an upstream does not, and only fails passively."""
         self.expires_at = expires_at
+        self.former: tuple[bytes, float] | None = None
+        """The keyset before this one, which its agent honours until then: clients may have sealed for it."""
         self.seen_at = -math.inf if reports else math.inf
         self.suspended = False
         """Whether it is kept out of rotation: for what it claimed (`Registry.set_standing`), or in quarantine."""
+
+    def keyset_among(self, digests: frozenset[bytes], now: float) -> bytes | None:
+        """Which of these keysets is a worker's, its present one first; never an upstream's."""
+        if not isinstance(self.target, Worker):
+            return None
+        if self.target.keyset_digest in digests:
+            return self.target.keyset_digest
+        if self.former is not None and self.former[0] in digests and now < self.former[1]:
+            return self.former[0]
+        return None
 
 
 class Registry:
@@ -213,6 +225,9 @@ class Registry:
             assert isinstance(known.target, Worker), "workers keep their ids"
             if known.target.boot_id != worker.boot_id:
                 known.load.restarted(now)
+                known.former = None
+            elif known.target.keyset_digest != worker.keyset_digest:
+                known.former = (known.target.keyset_digest, known.expires_at)
             known.target = worker
             known.expires_at = expires_at
             known.load.set_capacity(worker.capacity)

@@ -63,10 +63,14 @@ class DispatchOutcome(enum.StrEnum):
 class Dispatch:
     """One request at one target. It counts as in flight until `finish`, which must be called however it ends."""
 
-    __slots__ = ("_clock", "_finished", "_member", "_request", "_trial", "target")
+    __slots__ = ("_clock", "_finished", "_member", "_request", "_trial", "keyset_digest", "target")
 
-    def __init__(self, clock: Clock, member: Member, prompt_tokens: int, now: float) -> None:
+    def __init__(
+        self, clock: Clock, member: Member, prompt_tokens: int, now: float, keyset_digest: bytes | None = None
+    ) -> None:
         self.target: Target = member.target
+        self.keyset_digest = keyset_digest
+        """Which of the worker's keysets the request was sealed for; None when it is not sealed."""
         self._clock = clock
         self._member = member
         self._trial = member.load.breaker.begin(now)
@@ -139,11 +143,13 @@ class Router:
         ignore: tuple[str, ...] = (),
         quote: Quote | None = None,
         cheapest: bool = False,
+        keysets: frozenset[bytes] | None = None,
     ) -> Dispatch:
         """A target for a request whose prompt has at most `prompt_tokens_bound` tokens; it counts as dispatched.
 
         `exclude` holds targets already tried, `only` and `ignore` name targets by name or id. With `cheapest`, of the
         targets with room those are chosen from that `quote` least, and the expected cost in seconds comes second.
+        `keysets` are the only ones that can do it, for a sealed request.
 
         Raises:
             ModelNotFoundError: nobody serves the model.
@@ -157,6 +163,8 @@ class Router:
         candidates = registry.live_members(model, now)
         if exclude or require != "any" or only or ignore:
             candidates = _allowed(candidates, exclude, require, only, ignore)
+        if keysets is not None:
+            candidates = [member for member in candidates if member.keyset_among(keysets, now) is not None]
         if quote is not None:
             candidates = [member for member in candidates if quote(member.target) is not None]
         free: list[Member] = []
@@ -172,7 +180,9 @@ class Router:
             raise _refusal(candidates, now)
         if cheapest and quote is not None:
             pool = _cheapest(pool, quote)
-        return Dispatch(self._clock, self._pick(model, pool, prompt_tokens_bound, now), prompt_tokens_bound, now)
+        member = self._pick(model, pool, prompt_tokens_bound, now)
+        keyset_digest = None if keysets is None else member.keyset_among(keysets, now)
+        return Dispatch(self._clock, member, prompt_tokens_bound, now, keyset_digest)
 
     def has_asks(self, model: str) -> bool:
         """See `Registry.has_asks`."""

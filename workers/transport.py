@@ -18,6 +18,7 @@ from cocoon.endpoints import Endpoint
 from cocoon.errors import MalformedError
 from cocoon.hop import FrameKind, FrameReader
 from cocoon.http1 import Connection, Head, HopClosedError, HopError, request_bytes
+from cocoon.sealed import CONTENT_TYPE
 from cocoon.usage import TokenUsage
 from workers.connections import IDLE_S_MAX, Connections, IdentityError, Route, TransportError
 from workers.targets import Target, Upstream, Worker
@@ -34,6 +35,7 @@ REFUSAL_BYTES_MAX = 256 * 1024
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 """Longest unary answer."""
 RETRY_AFTER_S_MAX = 3600.0
+SEALED_TYPE = CONTENT_TYPE.encode()
 _OK = 200
 _SIGNATURE_BYTES = 64
 _NOTABLE = re.compile(rb'"(?:usage"\s*:\s*\{|error"\s*:|finish_reason"\s*:\s*")')
@@ -43,21 +45,26 @@ _SALT = re.compile(rb"[A-Za-z0-9_-]{1,128}")
 
 
 class RefusedError(TransportError):
-    """The worker answered with an error before any answer. `retry_after_s` is its own wish."""
+    """The worker answered with an error before any answer. `retry_after_s` is its own wish.
+
+    The body is an error for us to read, or, when `sealed`, one for the client alone.
+    """
 
     code: ClassVar[str] = "worker_refused"
 
-    def __init__(self, status: int, body: bytes, retry_after_s: float | None) -> None:
+    def __init__(self, status: int, body: bytes, retry_after_s: float | None, *, sealed: bool = False) -> None:
         super().__init__(f"the worker answered {status}")
         self.status = status
         self.body = body
+        self.sealed = sealed
         self.retry_after_s = retry_after_s
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt as the transport needs it.
 
-    `max_completion` is per choice; `ticket` and `stub` are None for an upstream.
+    `max_completion` is per choice; `ticket` and `stub` are None for an upstream. The body of a `sealed` one is for an
+    agent to open.
     """
 
     job_id: uuid.UUID
@@ -72,6 +79,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stub: str | None
     salt: str | None
     traceparent: str | None
+    sealed: bool = False
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +134,25 @@ class Transport:
             case Upstream():
                 return await self._open_upstream(target, job)
 
+    async def ask(self, worker: Worker, path: str, body: bytes, bytes_max: int) -> bytes:
+        """The whole answer of a worker to a question about itself, over its pinned connection.
+
+        Raises:
+            RefusedError: the worker answered with an error.
+            TransportError: it cannot be reached, or its identity is wrong.
+            HopError: the connection broke, or the answer is longer than `bytes_max`.
+        """
+        route = Route(worker.host, worker.port, tls=True, pin=worker.tls_spki_sha256)
+        headers = [(b"host", worker.host.encode()), (b"content-type", b"application/json")]
+        request = request_bytes(b"POST", path.encode(), headers, body)
+        connection, head = await self._exchange(route, request, idle_s_max=IDLE_S_MAX, repeatable=True)
+        if head.status != _OK:
+            raise await self._refused(route, connection, head)
+        try:
+            return await connection.read_all(bytes_max)
+        finally:
+            self._connections.give_back(route, connection)
+
     def close(self) -> None:
         """Close idle connections."""
         self._connections.close()
@@ -134,7 +161,7 @@ class Transport:
         assert job.ticket is not None, "agents work for tickets"
         headers = [
             (b"host", worker.host.encode()),
-            (b"content-type", b"application/json"),
+            (b"content-type", SEALED_TYPE if job.sealed else b"application/json"),
             (hop.TICKET_HEADER.encode(), job.ticket.encode()),
             (hop.STUB_HEADER.encode(), (job.stub or "").encode()),
         ]
@@ -147,7 +174,7 @@ class Transport:
         # An agent works for a ticket once, so sending it again does no harm.
         connection, head = await self._exchange(route, request, idle_s_max=IDLE_S_MAX, repeatable=True)
         if head.status != _OK:
-            raise await self._refused(route, connection, head)
+            raise await self._refused(route, connection, head, sealed=job.sealed)
         _require_type(connection, head, hop.CONTENT_TYPE.encode())
         salt = head.headers.get(hop.SALT_HEADER.encode())
         if salt is not None and _SALT.fullmatch(salt) is None:
@@ -188,14 +215,15 @@ class Transport:
         new = await self._connections.open(route)
         return new, await _answered(new, request)
 
-    async def _refused(self, route: Route, connection: Connection, head: Head) -> RefusedError:
+    async def _refused(self, route: Route, connection: Connection, head: Head, *, sealed: bool = False) -> RefusedError:
         try:
             body = await connection.read_all(REFUSAL_BYTES_MAX)
         except HopError:
             body = b""
         finally:
             self._connections.give_back(route, connection)
-        return RefusedError(head.status, body, _retry_after(head.headers.get(b"retry-after")))
+        sealed = sealed and head.headers.get(b"content-type") == SEALED_TYPE
+        return RefusedError(head.status, body, _retry_after(head.headers.get(b"retry-after")), sealed=sealed)
 
 
 def _require_type(connection: Connection, head: Head, content_type: bytes) -> None:

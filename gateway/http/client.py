@@ -16,10 +16,11 @@ from gateway.alarms import Alarms, Within
 from gateway.client import ClientGoneError, Headers
 from gateway.errors import BodyTimeoutError, BodyTooLargeError
 from gateway.http.bodies import BODY_S_MAX, BodyRoom
-from gateway.http.errors import error_answer, error_event
+from gateway.http.errors import SEALED_TYPE, error_answer, error_event
 from gateway.outcomes import Recording
 
 JSON = (b"content-type", b"application/json")
+SEALED = (b"content-type", SEALED_TYPE)
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 DISCARD_BYTES_MAX = 256 * 1024 * 1024
 DISCARD_S_MAX = 20.0
@@ -37,6 +38,7 @@ class ASGIClient:
         self.gone = False
         self.blocked = False
         self.began = False
+        self._sealed = False
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -100,25 +102,25 @@ class ASGIClient:
         if callback is not None and self.gone:
             callback()
 
+    def seal(self) -> None:
+        """See `Client.seal`."""
+        self._sealed = True
+
     def record(self, recording: Recording) -> None:
         """Copy into `recording` whatever is sent from now on."""
         self._recording = recording
 
     async def answer(self, headers: Headers, body: bytes, status: int = 200) -> None:
         """Send a whole answer."""
-        if self._recording is not None:
-            self._recording.begin(headers, stream=False)
-            self._recording.add(body, last=True)
-        length = (b"content-length", str(len(body)).encode())
-        await self._start(status, [JSON, length, _NO_STORE, *self._named, *headers])
-        await self._body(body, more=False)
+        await self._whole(status, SEALED if self._sealed else JSON, headers, body)
 
     async def begin_stream(self, headers: Headers) -> None:
         """Send the head of a stream; proxies are asked not to buffer it."""
         self.began = True
         if self._recording is not None:
             self._recording.begin(headers, stream=True)
-        await self._start(200, [EVENT_STREAM, _NO_STORE, (b"x-accel-buffering", b"no"), *self._named, *headers])
+        kind = SEALED if self._sealed else EVENT_STREAM
+        await self._start(200, [kind, _NO_STORE, (b"x-accel-buffering", b"no"), *self._named, *headers])
 
     async def write(self, data: bytes) -> None:
         """Send whole events in one write."""
@@ -135,6 +137,8 @@ class ASGIClient:
     async def fail(self, error: CocoonError) -> None:
         """An error answer, or an error event on a stream that has begun; nothing once the client is gone.
 
+        A sealed stream just ends: nobody but its worker can put anything on it, its end included.
+
         A client that does not read is not waited for beyond `FAIL_S_MAX`.
         """
         with contextlib.suppress(TimeoutError):
@@ -142,10 +146,19 @@ class ASGIClient:
                 if self.gone or self._ended:
                     return
                 if self.began:
-                    await self._body(error_event(error), more=False)
+                    await self._body(b"" if self._sealed else error_event(error), more=False)
                 elif not self._head_sent:
                     answer = error_answer(error)
-                    await self.answer(answer.headers, answer.body, answer.status)
+                    kind = (b"content-type", answer.content_type)
+                    await self._whole(answer.status, kind, answer.headers, answer.body)
+
+    async def _whole(self, status: int, kind: tuple[bytes, bytes], headers: Headers, body: bytes) -> None:
+        if self._recording is not None:
+            self._recording.begin(headers, stream=False)
+            self._recording.add(body, last=True)
+        length = (b"content-length", str(len(body)).encode())
+        await self._start(status, [kind, length, _NO_STORE, *self._named, *headers])
+        await self._body(body, more=False)
 
     async def _whole_body(self) -> bytes:
         parts: list[bytes] = []

@@ -8,6 +8,7 @@ from billing.ports import InsufficientCreditError, LedgerUnavailableError, Trans
 from billing.postgres.adjustments import TransferTimeError
 from cocoon import openai
 from cocoon.errors import CocoonError
+from cocoon.sealed import CONTENT_TYPE
 from cocoon.ton_proof import ProofRefusedError
 from cocoon.wallets import WalletError
 from gateway.attestor import AttestorBusyError
@@ -35,6 +36,7 @@ from gateway.postgres.organisations import (
     ProjectTakenError,
 )
 from gateway.receipts import ReceiptUnknownError
+from gateway.sealed import JobUsedError, KeyTagError, RecipientsGoneError
 from gateway.signing import SigningUnavailableError
 from gateway.wallet_keys import (
     ChallengeRefusedError,
@@ -52,6 +54,7 @@ from workers.errors import (
     WorkersBusyError,
 )
 
+SEALED_TYPE = CONTENT_TYPE.encode()
 RETRY_AFTER_S_DEFAULT = 1
 RETRY_AFTER_S_MAX = 3600
 _REASONS_MAX = 5
@@ -67,6 +70,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     InsufficientCreditError: (402, "insufficient_quota"),
     ModelForbiddenError: (403, "invalid_request_error"),
     RoleForbiddenError: (403, "invalid_request_error"),
+    KeyTagError: (403, "invalid_request_error"),
     EnrolmentRefusedError: (403, "invalid_request_error"),
     ProofRefusedError: (403, "invalid_request_error"),
     WalletError: (403, "invalid_request_error"),
@@ -90,6 +94,8 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     BodyTimeoutError: (408, "invalid_request_error"),
     IdempotencyConflictError: (409, "invalid_request_error"),
     InFlightError: (409, "invalid_request_error"),
+    JobUsedError: (409, "invalid_request_error"),
+    RecipientsGoneError: (409, "invalid_request_error"),
     NotReplayableError: (409, "invalid_request_error"),
     BodyTooLargeError: (413, "invalid_request_error"),
     EnvelopeTooLongError: (413, "invalid_request_error"),
@@ -125,6 +131,7 @@ class ErrorAnswer(NamedTuple):
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
+    content_type: bytes = b"application/json"
 
 
 def error_answer(error: CocoonError) -> ErrorAnswer:
@@ -148,7 +155,7 @@ def error_answer(error: CocoonError) -> ErrorAnswer:
         headers += limit_headers(error.state)
     if isinstance(error, NotReplayableError):
         headers.append((b"x-cocoon-receipt", str(error.job_id).encode()))
-    if isinstance(error, NotReplayableError | IdempotencyConflictError):
+    if isinstance(error, NotReplayableError | IdempotencyConflictError | JobUsedError | RecipientsGoneError):
         # OpenAI's clients repeat a 409 unless they are told that it would say the same again.
         headers.append((b"x-should-retry", b"false"))
     if status == 401:  # noqa: PLR2004  HTTP's own name
@@ -162,6 +169,8 @@ def error_answer(error: CocoonError) -> ErrorAnswer:
 def _passed_on(error: UpstreamRefusedError) -> ErrorAnswer:
     """The engine's own words about the request, in OpenAI's shape whatever shape they came in."""
     status = error.status if error.status in _PASSED_ON else 400
+    if error.sealed:
+        return ErrorAnswer(status, [], error.body, SEALED_TYPE)
     return ErrorAnswer(status, [], openai.as_openai_error(error.body))
 
 

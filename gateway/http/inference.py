@@ -9,6 +9,7 @@ from gateway.errors import OverloadedError
 from gateway.http.bodies import BodyRoom
 from gateway.http.client import ASGIClient
 from gateway.http.cors import preflight
+from gateway.http.errors import SEALED_TYPE
 from gateway.pipeline import Pipeline
 from gateway.walk import Call
 
@@ -47,6 +48,7 @@ def call_of(endpoint: Endpoint, scope: HTTPScope) -> Call:
     authorization: bytes | None = None
     origin = traceparent = salt = max_price = None
     idempotency_key: bytes | None = None
+    sealed = False
     for name, value in scope["headers"]:
         if name == b"authorization":
             authorization = value
@@ -59,10 +61,12 @@ def call_of(endpoint: Endpoint, scope: HTTPScope) -> Call:
         elif name == b"idempotency-key":
             # Sent twice it is one list, as any field of HTTP is (RFC 9110, section 5.2).
             idempotency_key = value if idempotency_key is None else idempotency_key + b", " + value
+        elif name == b"content-type":
+            sealed = value == SEALED_TYPE
         elif name == b"x-cocoon-max-price":
             # Cut, not ignored: a limit that cannot be read must be refused.
             max_price = value[:_MAX_PRICE_CHARS_MAX].decode("latin-1")
     return Call(
         endpoint=endpoint, authorization=authorization, origin=origin, traceparent=traceparent, salt=salt,
-        max_price=max_price, path=scope["path"], idempotency_key=idempotency_key,
+        max_price=max_price, path=scope["path"], idempotency_key=idempotency_key, sealed=sealed,
     )  # fmt: skip

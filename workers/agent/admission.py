@@ -11,6 +11,7 @@ from collections.abc import Generator
 
 from cocoon.clock import Clock
 from cocoon.errors import MalformedError
+from cocoon.sealed import ReplayedError
 from cocoon.ticket import Ticket, open_ticket, plain_request_digest
 from workers.agent import refusals
 from workers.agent.keys import Identity, KeyRing
@@ -129,6 +130,19 @@ class Admission:
             self.running -= 1
             if self.running == 0:
                 self._idle.set()
+
+    def admit_sealed(self, identity: Identity, job_id: bytes) -> None:
+        """Spend a sealed job, just before its work begins: no ticket whatever makes this worker do it again.
+
+        Raises:
+            RefusedError: it was done before, or no more can be remembered.
+        """
+        if identity.sealed_jobs.full:
+            raise RefusedError(refusals.REPLAY_FULL)
+        try:
+            self._keys.admit_sealed(identity, job_id)
+        except ReplayedError as error:
+            raise RefusedError(refusals.SEALED_REPLAYED) from error
 
     async def idle(self) -> None:
         """Return when nothing is running."""

@@ -14,6 +14,9 @@ from cocoon.endpoints import BY_JOB_PATH, Endpoint
 from cocoon.errors import MalformedError
 from cocoon.openai import FieldError, ModelRequest
 from cocoon.receipt_batch import STUB_CHARS_MAX
+from cocoon.sealed import CONTENT_TYPE as SEALED_TYPE
+from cocoon.statement_request import REQUEST_BYTES_MAX as STATEMENT_BYTES_MAX
+from cocoon.statement_request import STATEMENT_PATH
 from cocoon.ticket import Ticket
 from cocoon.tracing import Attribute, SpanRecord, Tracer
 from workers.agent import refusals
@@ -24,7 +27,9 @@ from workers.agent.exchange import Ending, Exchange, Job
 from workers.agent.keys import Identity
 from workers.agent.receipt_store import ReceiptStore
 from workers.agent.refusals import RefusedError
+from workers.agent.sealing import check_sealed, open_sealed, read_sealed
 from workers.agent.signatures import Unsigned
+from workers.agent.stating import Stater
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -49,9 +54,12 @@ class AgentApp:
         unsigned: Unsigned,
         tracer: Tracer,
         served_model: str,
+        context_tokens: int,
         tee_type: str,
         job_s_max: float,
+        stater: Stater | None = None,
     ) -> None:
+        self._stater = stater
         self._admission = admission
         self._engine = engine
         self._clock = clock
@@ -60,6 +68,7 @@ class AgentApp:
         self._unsigned = unsigned
         self._tracer = tracer
         self._served_model = served_model
+        self._context_tokens = context_tokens
         self._tee_type = tee_type
         self._job_s_max = job_s_max
         self._exchanges: set[Exchange] = set()
@@ -76,12 +85,26 @@ class AgentApp:
         match scope["path"], scope["method"]:
             case path, "POST" if (endpoint := BY_JOB_PATH.get(path)) is not None:
                 await self._job(endpoint, scope, receive, send)
+            case path, "POST" if path == STATEMENT_PATH and self._stater is not None:
+                await self._state(self._stater, scope, receive, send)
             case "/healthz", "GET":
                 await self._health(send)
             case path, _ if path in BY_JOB_PATH or path == HEALTH_PATH:
                 await send_refusal(send, refusals.WRONG_METHOD, body_read=False)
             case _:
                 await send_refusal(send, refusals.NOT_FOUND, body_read=False)
+
+    async def _state(self, stater: Stater, scope: Scope, receive: Receive, send: Send) -> None:
+        """Evidence for a nonce that a gateway hands on."""
+        read = False
+        try:
+            body = await read_body(scope, receive, STATEMENT_BYTES_MAX)
+            read = True
+            await send_json(send, 200, await stater.state(body), [])
+        except RefusedError as error:
+            await send_refusal(send, error.refusal, body_read=read)
+        except GatewayGoneError:
+            return
 
     async def _health(self, send: Send) -> None:
         state = "draining" if self._admission.draining else "ok" if self._engine.ready else "starting"
@@ -100,10 +123,11 @@ class AgentApp:
             if not self._engine.ready:
                 raise RefusedError(refusals.ENGINE_UNAVAILABLE)
             body = await read_body(scope, receive)
-            self._admission.check_body(ticket, body)
-            job = self._read_job(endpoint, scope, ticket, ticket_bytes, identity, body)
+            job = self._admitted_job(endpoint, scope, ticket, ticket_bytes, identity, body)
             self._check_signed()
             with self._admission.slot(ticket, identity):
+                if job.sealed is not None:
+                    self._admission.admit_sealed(identity, job.sealed.header.job_id)
                 self._unsigned.add(ticket_bytes, job.ticket_header, job.stub, identity.digest)
                 await self._exchange(job, receive, started.send)
         except RefusedError as error:
@@ -124,6 +148,29 @@ class AgentApp:
         """
         if not self._unsigned.accepting:
             raise RefusedError(refusals.UNSIGNED)
+
+    def _admitted_job(
+        self, endpoint: Endpoint, scope: Scope, ticket: Ticket, ticket_bytes: bytes, identity: Identity, body: bytes
+    ) -> Job:
+        """The job in a body, which the ticket is for.
+
+        Raises:
+            RefusedError: it is for another body, or what is in it cannot be done.
+        """
+        if header(scope, "content-type") != SEALED_TYPE:
+            self._admission.check_body(ticket, body)
+            return self._read_job(endpoint, scope, ticket, ticket_bytes, identity, body)
+        request = read_sealed(ticket, body)
+        opened = open_sealed(ticket, request, identity, self._clock.now().timestamp())
+        job = self._read_job(endpoint, scope, ticket, ticket_bytes, identity, opened.body)
+        check_sealed(
+            opened,
+            endpoint,
+            job.request,
+            context_tokens=self._context_tokens,
+            manifest=identity.keyset.model_manifest_sha256,
+        )
+        return msgspec.structs.replace(job, sealed=opened, salt=opened.secret, salt_header=None)
 
     def _read_job(
         self, endpoint: Endpoint, scope: Scope, ticket: Ticket, ticket_bytes: bytes, identity: Identity, body: bytes
@@ -183,6 +230,7 @@ class AgentApp:
             store=self._store,
             tee_type=self._tee_type,
             seconds_max=self._job_s_max,
+            random=self._rng.randbytes,
         )
         self._exchanges.add(exchange)
         try:

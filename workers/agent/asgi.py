@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from cocoon.sealed import CONTENT_TYPE as SEALED_TYPE
 from workers.agent import refusals
 from workers.agent.refusals import Refusal, RefusedError
 
@@ -28,15 +29,15 @@ def header(scope: Scope, name: str) -> str | None:
     return found[0].decode() if len(found) == 1 and found[0].isascii() else None
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
+async def read_body(scope: Scope, receive: Receive, bytes_max: int = BODY_BYTES_MAX) -> bytes:
     """The whole request body.
 
     Raises:
-        RefusedError: larger than `BODY_BYTES_MAX`, or slower than `BODY_S_MAX`.
+        RefusedError: larger than `bytes_max`, or slower than `BODY_S_MAX`.
         GatewayGoneError: the upload ended early.
     """
     announced = header(scope, "content-length") or "0"
-    if not announced.isdigit() or int(announced) > BODY_BYTES_MAX:
+    if not announced.isdigit() or int(announced) > bytes_max:
         raise RefusedError(_TOO_LARGE)
     parts: list[bytes] = []
     size = 0
@@ -49,7 +50,7 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
                     raise GatewayGoneError
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
-                if size > BODY_BYTES_MAX:
+                if size > bytes_max:
                     raise RefusedError(_TOO_LARGE)
                 if not message.get("more_body", False):
                     return b"".join(parts)
@@ -65,8 +66,19 @@ async def send_refusal(send: Send, refusal: Refusal, *, body_read: bool) -> None
     await send_json(send, refusal.status, refusal.body(), headers)
 
 
+async def send_sealed_refusal(send: Send, refusal: Refusal, body: bytes) -> None:
+    """A refusal whose words are for the client alone; the gateway sees its status."""
+    await _send_whole(send, refusal.status, SEALED_TYPE.encode(), body, [])
+
+
 async def send_json(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
     """One whole JSON answer."""
-    sent = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
+    await _send_whole(send, status, b"application/json", body, headers)
+
+
+async def _send_whole(
+    send: Send, status: int, content_type: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    sent = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": sent})
     await send({"type": "http.response.body", "body": body})

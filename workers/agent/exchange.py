@@ -16,13 +16,16 @@ from cocoon.clock import Clock, unix_ms
 from cocoon.endpoints import Endpoint
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.openai import ModelRequest
-from cocoon.receipt import Commitment, ReceiptBody
+from cocoon.receipt import SEAL_PLAIN, SEAL_SEALED, Commitment, ReceiptBody
+from cocoon.sealed import CONTENT_TYPE as SEALED_TYPE
+from cocoon.sealed import SECRET_BYTES, OpenedRequest, RandomBytes
+from cocoon.sealed_trailer import AnswerTrailer, SealedReceipt
 from cocoon.sse import EventSplitter, data_of
 from cocoon.ticket import Ticket
 from cocoon.tracing import Trace
 from cocoon.usage import TokenUsage
 from workers.agent import refusals
-from workers.agent.asgi import Receive, Send, send_refusal
+from workers.agent.asgi import Receive, Send, send_refusal, send_sealed_refusal
 from workers.agent.chunks import BrokenStreamError, Curtain, Meter, read_chunk
 from workers.agent.engines.ports import (
     Engine,
@@ -36,6 +39,7 @@ from workers.agent.keys import Identity
 from workers.agent.receipt_store import KeptReceipt, ReceiptStore
 from workers.agent.receipts import SignedReceipt
 from workers.agent.refusals import Refusal
+from workers.agent.sealing import SealedAnswer
 from workers.agent.sinks import Sink, StreamSink, UnarySink
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -45,7 +49,6 @@ KEEP_S_MAX = 0.01
 PROGRESS_EVERY_S = 0.1
 """Counts without data are sent at most this often."""
 RECEIPT_VERSION = 1
-SEAL_PLAIN = "plain"
 ABANDONED = "abort"
 DRAINED = "worker_draining"
 TIMED_OUT = "job_timeout"
@@ -56,7 +59,8 @@ _INTERRUPTIONS = {DRAINED: refusals.DRAINING, TIMED_OUT: refusals.TIMED_OUT}
 class Job(msgspec.Struct, frozen=True):
     """An admitted job. `salt` opens its commitments; `salt_is_ours` when the client brought none.
 
-    `ticket_header` and `stub` are kept with the receipt, exactly as they came.
+    `ticket_header` and `stub` are kept with the receipt, exactly as they came. `sealed` is what was opened, `body` its
+    body, when the job is sealed; its salt is then RS_i.
     """
 
     ticket: Ticket
@@ -72,6 +76,7 @@ class Job(msgspec.Struct, frozen=True):
     salt_header: str | None
     trace: Trace
     traceparent: str | None
+    sealed: OpenedRequest | None = None
 
     @property
     def rid(self) -> str:
@@ -109,7 +114,15 @@ class Exchange:
     """Runs one job against one engine."""
 
     def __init__(
-        self, job: Job, *, engine: Engine, clock: Clock, store: ReceiptStore, tee_type: str, seconds_max: float
+        self,
+        job: Job,
+        *,
+        engine: Engine,
+        clock: Clock,
+        store: ReceiptStore,
+        tee_type: str,
+        seconds_max: float,
+        random: RandomBytes,
     ) -> None:
         self._job = job
         self._engine = engine
@@ -129,6 +142,8 @@ class Exchange:
         self._commitment.request(job.body)
         self._meter = Meter(engine.dialect, prompt_max=job.ticket.max_prompt, completion_max=job.ticket.max_completion)
         self._sink = _sink(self._call, engine, self._commitment)
+        self._random = random
+        self._sealed = self._new_seal()
         self._began = clock.now()
         self._first_token: dt.datetime | None = None
         self._told = TokenUsage()
@@ -194,7 +209,7 @@ class Exchange:
         splitter = EventSplitter()
         done = False
         while not done:
-            received = await generation.read()
+            received = await self._received(generation, send)
             if not received:
                 raise BrokenStreamError("the engine ended its stream without its end mark")
             for event in splitter.feed(received):
@@ -216,13 +231,28 @@ class Exchange:
             else:
                 await self._flush(send)
 
+    async def _received(self, generation: Generation, send: Send) -> bytes:
+        """What the engine sends next; meanwhile, sealed data that waits for its time is sent when it has come."""
+        sealed = self._sealed
+        while sealed is not None and sealed.waits:
+            try:
+                async with asyncio.timeout(sealed.wait_s):
+                    return await generation.read()
+            except TimeoutError:
+                await self._flush(send)
+        return await generation.read()
+
     async def _flush(self, send: Send) -> None:
         """What is ready, whole events and the counts in one write."""
         data = self._sink.take()
         usage = self._meter.usage
+        told_with_data = bool(data)
+        if self._sealed is not None:
+            # Counts for every frame, beside its length, would tell something of what is in it.
+            data, told_with_data = self._sealed.add(data), False
         frames = hop.data_frame(data) if data else b""
         now = self._clock.monotonic()
-        if usage != self._told and (data or now - self._told_at >= PROGRESS_EVERY_S or usage.completion == 0):
+        if usage != self._told and (told_with_data or now - self._told_at >= PROGRESS_EVERY_S or not usage.completion):
             frames += hop.progress_frame(usage)
             self._told, self._told_at = usage, now
         if self._first_token is None and usage.completion > 0:
@@ -233,14 +263,18 @@ class Exchange:
 
     async def _finish(self, send: Send) -> None:
         usage = self._meter.usage
-        last = hop.data_frame(self._sink.finish(usage))
+        last = self._sink.finish(usage)
+        if self._sealed is not None:
+            last = self._sealed.rest(last)
         await self._open(send)
         # From here on the answer counts as given: its receipt is signed, once, and its last bytes are on their way.
         self._complete = True
         signed, committed = self._sign(usage, self._meter.finish_reason)
         trailer = _trailer(signed, usage, self._meter.finish_reason)
         counts = hop.progress_frame(usage) if usage != self._told else b""
-        self._last_frames = last + counts + hop.trailer_frame(trailer)
+        if self._sealed is not None:
+            last += self._sealed.end(_sealed_trailer(signed, usage, self._meter.finish_reason))
+        self._last_frames = hop.data_frame(last) + counts + hop.trailer_frame(trailer)
         # First the worker's copy, then the gateway's: whatever dies in between, one of the two knows.
         await asyncio.wait([committed], timeout=KEEP_S_MAX)
         await self._send_last(send)
@@ -255,7 +289,10 @@ class Exchange:
             return
         headers = [
             (b"content-type", hop.CONTENT_TYPE.encode()),
-            (hop.ANSWER_TYPE_HEADER.encode(), self._sink.content_type.encode()),
+            (
+                hop.ANSWER_TYPE_HEADER.encode(),
+                (self._sink.content_type if self._sealed is None else SEALED_TYPE).encode(),
+            ),
         ]
         if self._job.salt_header is not None:
             headers.append((hop.SALT_HEADER.encode(), self._job.salt_header.encode()))
@@ -265,7 +302,11 @@ class Exchange:
     async def _close_broken(self, send: Send) -> None:
         """Tell the gateway that nothing more comes and that nothing is charged."""
         if not self._head_sent:
-            await send_refusal(send, self._refusal, body_read=True)
+            seal = self._new_seal()
+            if seal is not None and self._refusal.quotes:
+                await send_sealed_refusal(send, self._refusal, seal.refusal(self._refusal))
+            else:
+                await send_refusal(send, self._refusal, body_read=True)
             return
         nothing = TokenUsage()
         signed, _ = self._sign(nothing, self._failure)
@@ -289,12 +330,14 @@ class Exchange:
             keyset_digest=job.identity.digest,
             model_manifest_sha256=job.identity.keyset.model_manifest_sha256,
             tee_type=self._tee_type,
-            seal=SEAL_PLAIN,
+            seal=SEAL_PLAIN if job.sealed is None else SEAL_SEALED,
             c_req=self._commitment.c_req,
             c_resp=self._commitment.c_resp,
             finish_reason=finish_reason,
             started_ms=unix_ms(self._began),
             ended_ms=unix_ms(self._clock.now()),
+            sealed_digest=None if job.sealed is None else job.sealed.digest,
+            rolling=None if self._sealed is None else self._sealed.rolling,
         )
         signed = job.identity.signer.sign(job.ticket, job.ticket_bytes, body, usage)
         kept = KeptReceipt(
@@ -315,6 +358,12 @@ class Exchange:
             first_token=self._first_token,
             ended=self._clock.now(),
         )
+
+    def _new_seal(self) -> SealedAnswer | None:
+        opened = self._job.sealed
+        if opened is None:
+            return None
+        return SealedAnswer(opened, self._job.identity, self._random(SECRET_BYTES), self._clock)
 
     async def _until_stopped(self) -> None:
         try:
@@ -347,6 +396,15 @@ def _trailer(signed: SignedReceipt, usage: TokenUsage, finish_reason: str, failu
         receipt_signature=signed.signature,
         receipt_body=signed.body,
         failure=failure,
+    )
+
+
+def _sealed_trailer(signed: SignedReceipt, usage: TokenUsage, finish_reason: str) -> AnswerTrailer:
+    return AnswerTrailer(
+        v=1,
+        usage=usage,
+        finish_reason=finish_reason,
+        receipt=SealedReceipt(ticket=signed.ticket, head=signed.head, signature=signed.signature, body=signed.body),
     )
 
 

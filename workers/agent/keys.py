@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from cocoon.clock import Clock
 from cocoon.enrolment import KEYSET_SECONDS_MAX, Keyset, keyset_digest
 from cocoon.receipt import NO_STAKE
-from cocoon.sealed import SealedKey
+from cocoon.sealed import ReplayedError, ReplayGuard, SealedKey
 from workers.agent.receipts import ReceiptSigner
 
 KEYSET_JOBS_MAX = 2**20
@@ -50,6 +50,7 @@ class Identity:
         self._tls_key = ec.generate_private_key(ec.SECP256R1())
         receipt_key = Ed25519PrivateKey.generate()
         self.sealed_key = SealedKey.generate()
+        self.sealed_jobs = ReplayGuard(KEYSET_JOBS_MAX)
         now = clock.now()
         self.keyset = Keyset(
             v=1,
@@ -86,7 +87,7 @@ class Identity:
     @property
     def renewal_due_s(self) -> float:
         """Seconds until a successor must be enrolled; <= 0 when it is due."""
-        if self.signer.signed >= KEYSET_JOBS_MAX:
+        if self.signer.signed >= KEYSET_JOBS_MAX or self.sealed_jobs.full:
             return 0.0
         return self._renew_at - self._clock.monotonic()
 
@@ -128,6 +129,7 @@ class KeyRing:
         self._lifetime_s = lifetime_s
         self.current = Identity(clock, boot_id, lifetime_s)
         self._previous: Identity | None = None
+        self._sealed_jobs = (self.current.sealed_jobs,)
         self.context = _server_context()
         self.current.install(self.context)
 
@@ -139,7 +141,21 @@ class KeyRing:
         """Serve new connections with an enrolled successor; the old keyset's tickets stay good until it expires."""
         identity.install(self.context)
         self._previous = self.current
+        self._sealed_jobs = (identity.sealed_jobs, self.current.sealed_jobs)
         self.current = identity
+
+    def admit_sealed(self, identity: Identity, job_id: bytes) -> None:
+        """Remember a sealed job for the life of the keyset that runs it.
+
+        A request may be sealed for two keysets of one worker: what ran under one of them does not run under the other,
+        even when the first has expired.
+
+        Raises:
+            ReplayedError: it ran before, or the keyset cannot remember more.
+        """
+        if any(job_id in jobs for jobs in self._sealed_jobs):
+            raise ReplayedError
+        identity.sealed_jobs.admit(job_id)
 
     def enrolled(self) -> list[Identity]:
         """Identities whose tickets are good now, newest first. Forgets the one that has expired."""

@@ -30,6 +30,7 @@ from workers.agent.receipt_sender import ReceiptSender
 from workers.agent.receipt_store import ReceiptStore
 from workers.agent.settings import Settings
 from workers.agent.signatures import SignatureAsker, SignatureVerifier, Unsigned
+from workers.agent.stating import Stater
 from workers.agent.tees.ports import TEE, NoChain, NoTEE
 from workers.agent.tees.simulated import SimulatedSource
 from workers.agent.tees.tdx import TDXSource, TSMReports
@@ -114,8 +115,10 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
         unsigned=unsigned,
         tracer=tracer,
         served_model=settings.served_model,
+        context_tokens=settings.context_tokens,
         tee_type=tee.tee_type,
         job_s_max=settings.job_s_max,
+        stater=Stater(tee, keys, clock),
     )
     listener = _listen(settings)
     url = _public_url(settings, listener)

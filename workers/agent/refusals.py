@@ -18,7 +18,10 @@ _PASSED_STATUSES = frozenset({400, 413, 422, 429})
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """An HTTP error that the agent answers. `retry_after` is the header's exact value."""
+    """An HTTP error that the agent answers. `retry_after` is the header's exact value.
+
+    `quotes` says that its words are the engine's, which may repeat what was asked: of a sealed job they are sealed.
+    """
 
     status: int
     code: str
@@ -26,6 +29,7 @@ class Refusal(msgspec.Struct, frozen=True):
     message: str
     param: str | None = None
     retry_after: str | None = None
+    quotes: bool = False
 
     def body(self) -> bytes:
         """The OpenAI-shaped body."""
@@ -67,6 +71,11 @@ NO_ALLOWANCE = _forbidden("ticket_exhausted", "the ticket allows no completion t
 OVER_PROMPT = _invalid(
     "the prompt is longer than the request's bound allows", code="context_length_exceeded", param="messages"
 )
+BAD_SEALED = _invalid("the body is not a sealed request", code="sealed_malformed")
+UNOPENABLE = _invalid("the request was not sealed for this worker, or was altered", code="sealed_unopenable")
+OTHER_TERMS = _invalid("the sealed body asks for something else than its clear header", code="sealed_mismatch")
+EXPIRED_SEALED = _forbidden("sealed_expired", "the sealed request has expired")
+SEALED_REPLAYED = Refusal(409, "sealed_replayed", "invalid_request_error", "this worker has seen this sealed job")
 REPLAYED = Refusal(409, "ticket_replayed", "invalid_request_error", "this attempt was already made")
 REPLAY_FULL = _unavailable("replay_set_full", "the worker cannot remember more tickets")
 RECEIPTS_FULL = _unavailable("receipts_full", "the worker cannot keep more receipts")
@@ -82,6 +91,11 @@ NOT_FOUND = _invalid("no such path", code="not_found", status=404)
 WRONG_METHOD = _invalid("method not allowed", code="method_not_allowed", status=405)
 BAD_SALT = _invalid("the salt must be 16 to 64 bytes of base64url", code="bad_salt")
 BAD_BODY = _invalid("the body is not a request of this endpoint")
+NO_TEE = _invalid("this worker has no TEE to state anything", code="no_tee", status=404)
+BAD_STATEMENT_REQUEST = _invalid("the body is not a request for a statement")
+STRANGE_STATEMENT_REQUEST = _unauthorised("statement_request_invalid", "the request is not of a gateway, or too old")
+STATEMENTS_BUSY = Refusal(429, "statements_busy", "rate_limit_error", "the platform is busy", retry_after="1")
+NO_EVIDENCE = _unavailable("evidence_unavailable", "the TEE gives no evidence now")
 SLOW_BODY = _invalid("the body did not arrive in time", code="request_timeout", status=408)
 
 
@@ -129,11 +143,12 @@ def engine_refusal(status: int, body: bytes, retry_after: bytes | None) -> Refus
     if status not in _PASSED_STATUSES:
         return Refusal(502, ENGINE_FAILED.code, ENGINE_FAILED.kind, ENGINE_FAILED.message, retry_after=kept)
     message, kind, param = _read_engine_error(body)
-    if kind == _CONTEXT_ERROR:
-        return _invalid(message, code="context_length_exceeded", param="messages")
     if status == 429:  # noqa: PLR2004  too many requests
-        return Refusal(status, "engine_busy", "rate_limit_error", message, retry_after=kept or "1")
-    return _invalid(message, code="invalid_request", param=param, status=status)
+        return Refusal(status, "engine_busy", "rate_limit_error", message, retry_after=kept or "1", quotes=True)
+    refusal = _invalid(message, code="invalid_request", param=param, status=status)
+    if kind == _CONTEXT_ERROR:
+        refusal = _invalid(message, code="context_length_exceeded", param="messages")
+    return msgspec.structs.replace(refusal, quotes=True)
 
 
 def _read_engine_error(body: bytes) -> tuple[str, str | None, str | None]:

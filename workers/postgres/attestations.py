@@ -5,11 +5,13 @@ import hashlib
 import importlib.resources
 import random
 import uuid
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from attestation.findings import Code, Finding
+from attestation.verdict import Verdict
 from audit.entries import LeafType
 from audit.postgres.queue import enqueue
 from cocoon.enrolment import keyset_digest
@@ -45,6 +47,14 @@ class Attestation(msgspec.Struct, frozen=True, kw_only=True):
     judged_at: dt.datetime
     attested_until: dt.datetime | None
     digest: bytes
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """What a worker showed for its keyset, and what was found."""
+
+    evidence: bytes
+    endorsements: bytes
+    verdict: Verdict
 
 
 class AttestationStore:
@@ -100,6 +110,22 @@ class AttestationStore:
                     STATEMENTS["put_refusal"], worker.keyset_digest, worker.keyset, worker.worker_id, worker.name,
                     claimed, encoded,
                 )  # fmt: skip
+
+    async def shown(self, digests: Sequence[bytes]) -> dict[bytes, Shown]:
+        """What was shown for these keysets, as far as it was admitted.
+
+        Raises:
+            EnrolmentStoreUnavailableError: Postgres cannot be reached.
+        """
+        with translated():
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                rows = await connection.fetch(STATEMENTS["shown"], list(digests))
+        return {
+            row["digest"]: Shown(
+                row["evidence"], row["endorsements"], msgspec.json.decode(row["verdict"], type=Verdict)
+            )
+            for row in rows
+        }
 
     async def note_policy(self, sha256: bytes, text: bytes) -> None:
         """Keep and log the policy that judges from now on; one that is known changes nothing.

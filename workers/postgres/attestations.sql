@@ -159,3 +159,16 @@ WHERE
         WHERE o.state = 'enrolled'
     )
 ORDER BY name, worker_id;
+
+-- name: shown
+-- What was shown for these keysets and admitted.
+SELECT
+    k.digest,
+    k.evidence,
+    k.endorsements,
+    k.verdict
+FROM keysets AS k
+WHERE
+    k.digest = any($1::bytea[])
+    AND k.outcome = 'admitted'
+    AND k.evidence IS NOT NULL;

@@ -29,6 +29,7 @@ from gateway.outcomes import Recording, Turn
 from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
+from gateway.sealed import SealedRequests
 from gateway.settle import Settler
 from gateway.walk import Call
 from tests.memory_claims import MemoryClaims
@@ -117,6 +118,9 @@ class SteppedClient:
 
     def always(self, headers: Headers) -> None:
         self.headers += headers
+
+    def seal(self) -> None:
+        raise AssertionError("nothing here is sealed")
 
     def record(self, recording: Recording) -> None:
         self.recording = recording
@@ -366,6 +370,7 @@ def a_pipeline(walk: Walked, settler: Settler, **limits: float) -> Pipeline:
         keys=keys, limiter=walk.limiter, ledger=walk.ledger, prices=prices, attempts=attempts, settler=settler,
         idempotency=walk.idempotency, tracer=Tracer(None, None, rng), clock=clock, rng=rng,
         limits=Limits(**times, exchanges_max=10), over_claims=walk.over_claims,
+        sealed=SealedRequests(None, clock),  # type: ignore[arg-type]
     )  # fmt: skip
 
 

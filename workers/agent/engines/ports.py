@@ -76,7 +76,7 @@ class Generation(Protocol):
     """An answer that the engine has begun."""
 
     async def read(self) -> bytes:
-        """More bytes of the event stream, b"" at its end.
+        """More bytes of the event stream, b"" at its end. Cancelling it loses nothing: the next call goes on.
 
         Raises:
             EngineError: the engine went away, or was silent for too long.
