@@ -19,8 +19,8 @@ class ModelTerms(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a model besides its price; all in tokens.
 
     `default_max_completion` applies when a request names no maximum. A prompt's bound is its bytes plus
-    `template_tokens_per_message` a message plus `base_tokens` plus, for each content part that is not text, the `media_max`
-    of its type; a type that is not there counts as the whole context (PROTOCOL §2).
+    `template_tokens_per_message` a message plus `base_tokens` plus, for each content part that is not text, its type's
+    `media_max`; a type that is not there counts as the whole context (PROTOCOL §2).
     """
 
     model: str
