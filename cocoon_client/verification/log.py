@@ -65,6 +65,15 @@ def consistency(shown: Checkpoint | None, growth: Growth | None, trust: Trust) -
     return held(name, f"the log of {newer.size} entries begins with the {older.size} entries of the older one")
 
 
+def is_larger(note: str, before: str, log_key: str) -> bool:
+    """Whether a checkpoint is of a larger tree than an earlier one; not where one of them is not by this key."""
+    try:
+        verifier = NoteVerifier.parse(log_key)
+        return Checkpoint.decode(verifier.open(note)).size > Checkpoint.decode(verifier.open(before)).size
+    except MalformedError:
+        return False
+
+
 def anchor() -> Step:
     """The log's root on TON."""
     return not_shown("anchor", "checkpoints are not anchored on TON yet", required=False)
