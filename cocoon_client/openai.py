@@ -9,6 +9,7 @@ A refusal is a `cocoon_client.errors.ClientError`. `client.cocoon` has the proof
 
 import asyncio
 import concurrent.futures
+from collections.abc import Callable
 from typing import Any, Final
 
 import httpx
@@ -24,12 +25,20 @@ from cocoon_client.verification.steps import Report
 
 WAIT_S: Final = 30.0
 TIMEOUT_S: Final = 30.0
+Asking = Callable[[], httpx.AsyncBaseTransport]
 
 
 class SealingClient(httpx.Client):
-    """An `httpx.Client` with nothing but a sealing transport; proxies of the environment do not apply to it."""
+    """An `httpx.Client` with nothing but a sealing transport; proxies of the environment do not apply to it.
 
-    def __init__(self, trust: Trust, *, transport: httpx.BaseTransport | None = None, **options: Any) -> None:
+    `transport` reaches the gateway, and so do the ones of `asking`, by which receipts are fetched.
+    """
+
+    def __init__(
+        self, trust: Trust, *, transport: httpx.BaseTransport | None = None, asking: Asking = httpx.AsyncHTTPTransport,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        self.asking = asking
         self.kept = ProofsInMemory()
         self.trust = trust
         inner = transport or httpx.HTTPTransport()
@@ -39,7 +48,11 @@ class SealingClient(httpx.Client):
 class AsyncSealingClient(httpx.AsyncClient):
     """As `SealingClient`, on asyncio."""
 
-    def __init__(self, trust: Trust, *, transport: httpx.AsyncBaseTransport | None = None, **options: Any) -> None:
+    def __init__(
+        self, trust: Trust, *, transport: httpx.AsyncBaseTransport | None = None,
+        asking: Asking = httpx.AsyncHTTPTransport, **options: Any,
+    ) -> None:  # fmt: skip
+        self.asking = asking
         self.kept = ProofsInMemory()
         self.trust = trust
         inner = transport or httpx.AsyncHTTPTransport()
@@ -59,7 +72,7 @@ class OpenAI(openai.OpenAI):
         if not isinstance(http_client, SealingClient):
             raise TrustError("give cocoon=Trust(...): another http_client would send requests plainly")
         self.cocoon = http_client.kept
-        self._trust = http_client.trust
+        self._sealing = http_client
         super().__init__(http_client=http_client, **options)  # pyright: ignore[reportArgumentType]  httpx is taken too
 
     def verify(self, receipt_id: str | None = None, *, wait_s: float = WAIT_S) -> Report:
@@ -71,7 +84,7 @@ class OpenAI(openai.OpenAI):
             ClientError: the gateway does not show the receipt, or there was no answer.
             MalformedError: what it shows is not in its format.
         """
-        steps = _verified(self.cocoon, self._trust, str(self.base_url), self.api_key, receipt_id, wait_s)
+        steps = _verified(self._sealing, str(self.base_url), self.api_key, receipt_id, wait_s)
         # A thread of its own: the caller's may have an event loop running.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, steps).result()
@@ -92,7 +105,7 @@ class AsyncOpenAI(openai.AsyncOpenAI):
         if not isinstance(http_client, AsyncSealingClient):
             raise TrustError("give cocoon=Trust(...): another http_client would send requests plainly")
         self.cocoon = http_client.kept
-        self._trust = http_client.trust
+        self._sealing = http_client
         super().__init__(http_client=http_client, **options)  # pyright: ignore[reportArgumentType]  httpx is taken too
 
     async def verify(self, receipt_id: str | None = None, *, wait_s: float = WAIT_S) -> Report:
@@ -102,17 +115,18 @@ class AsyncOpenAI(openai.AsyncOpenAI):
             ClientError: the gateway does not show the receipt, or there was no answer.
             MalformedError: what it shows is not in its format.
         """
-        return await _verified(self.cocoon, self._trust, str(self.base_url), self.api_key, receipt_id, wait_s)
+        return await _verified(self._sealing, str(self.base_url), self.api_key, receipt_id, wait_s)
 
 
 async def _verified(
-    proofs: ProofsInMemory, trust: Trust, base_url: str, api_key: str, receipt_id: str | None, wait_s: float
+    sealing: SealingClient | AsyncSealingClient, base_url: str, api_key: str, receipt_id: str | None, wait_s: float
 ) -> Report:
+    proofs = sealing.kept
     if receipt_id is None:
         if proofs.newest is None:
             raise BundleUnavailableError("there was no answer yet")
         receipt_id = proofs.newest.receipt_id
-    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with httpx.AsyncClient(transport=sealing.asking(), timeout=TIMEOUT_S) as client:
         receipts = Receipts(client, base_url, api_key, SystemClock())
-        _, report = await complete(receipts, proofs, trust, receipt_id, wait_s=wait_s)
+        _, report = await complete(receipts, proofs, sealing.trust, receipt_id, wait_s=wait_s)
     return report

@@ -44,10 +44,11 @@ class Plan(msgspec.Struct, frozen=True):
         asked = request.asked_completion
         if asked is None:
             default = request.completion_default
-            each = DEFAULT_COMPLETION if default is None else default
-            completion = min(each, context_tokens) * request.choices
+            each = min(DEFAULT_COMPLETION if default is None else default, context_tokens)
+            completion = each * request.choices
         else:
-            completion = asked * request.copies
+            # Exactly what the worker finds in the body, or it refuses.
+            completion = asked * request.copies * request.prompts
         # A gateway cuts a chat's bound down to the context that it knows; the worker's own may be larger.
         context = PROMPT_MAX if self.endpoint is CHAT else context_tokens
         try:

@@ -42,8 +42,9 @@ def proxy(network: Network, tmp_path: Path) -> Iterator[str]:
 
 
 def verify(network: Network, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*COCOON, "verify", *trusted(network), *arguments]
     return subprocess.run(
-        [*COCOON, "verify", *trusted(network), *arguments], env={**clean_environment(), "COCOON_API_KEY": network.api_key},
+        command, env={**clean_environment(), "COCOON_API_KEY": network.api_key},
         timeout=RUN_S_MAX, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
