@@ -37,6 +37,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "projects": Subcommand("cli.projects", "Projects of an organisation and their limits.", "gateway"),
     "migrate": Subcommand("cli.migrate", "Bring the database schema up to date.", "gateway"),
     "operator": Subcommand("cli.operator_keys", "Make the operator's key and delegate to gateways.", "gateway"),
+    "policy": Subcommand("cli.policy", "Check and show what workers' evidence is judged by.", "gateway"),
     "prices": Subcommand("cli.prices", "Show and set what models cost.", "gateway"),
     "proxy": Subcommand("cli.proxy", "Serve the OpenAI API on this machine; seal and verify everything.", "client"),
     "verify": Subcommand("cli.verify", "Verify a receipt, step by step, in words.", "client"),

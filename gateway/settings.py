@@ -92,6 +92,7 @@ class AttestationSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `policy` is the TOML text whose digest was pinned; `pccs_url` where collateral comes from, None for its vendor;
     `rims` a folder of NVIDIA's reference manifests (XML); `simulated_seed` makes the vendors of a simulated policy.
+    Collateral is looked after every `refresh_s` seconds.
     """
 
     policy: bytes | None
@@ -100,6 +101,7 @@ class AttestationSettings(msgspec.Struct, frozen=True, kw_only=True):
     rims: Path | None
     simulated_seed: bytes
     required: bool
+    refresh_s: float
 
     def __repr__(self) -> str:
         return f"AttestationSettings(policy_sha256={self.policy_sha256.hex()!r}, required={self.required})"
@@ -286,6 +288,7 @@ def _attestation(env: Mapping[str, str]) -> AttestationSettings:
     return AttestationSettings(
         policy=policy, policy_sha256=digest, pccs_url=env.get("COCOON_PCCS_URL") or None,
         rims=Path(rims) if rims else None, simulated_seed=seed, required=required,
+        refresh_s=_number(env, "COCOON_COLLATERAL_S", 3600, low=0.05, high=86400),
     )  # fmt: skip
 
 
