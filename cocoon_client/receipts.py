@@ -24,11 +24,12 @@ from cocoon_client.verification.walk import verify
 POLL_S: Final = 0.5
 PROOF_BYTES_MAX: Final = 64 * 1024
 _OK: Final = 200
-_REFUSED: Final = frozenset({401, 403})
+_PENDING: Final = 202
+_REFUSED: Final = frozenset({401, 403, 404})
 
 
 class ReceiptRefusedError(ClientError):
-    """The gateway does not show this key its receipts."""
+    """The gateway shows this key no such receipt, and will not later."""
 
     code: ClassVar[str] = "receipt_refused"
 
@@ -74,8 +75,8 @@ class Receipts:
         """The bundle, asked for until it is whole or `wait_s` have passed: signatures and log come after the answer.
 
         Raises:
-            BundleUnavailableError: the gateway does not answer, or has no such receipt.
-            ReceiptRefusedError: the API key is not one that may see it.
+            BundleUnavailableError: the gateway does not answer, or the worker has not delivered it in time.
+            ReceiptRefusedError: the API key is not one that may see it, or there is none.
             MalformedError: what it shows is not a bundle.
         """
         end = self._clock.monotonic() + wait_s
@@ -122,7 +123,9 @@ class Receipts:
         try:
             async with self._client.stream("GET", self._base_url + target, headers=self._headers) as response:
                 if response.status_code in _REFUSED:
-                    raise ReceiptRefusedError(f"the gateway refuses {target} with status {response.status_code}")
+                    raise ReceiptRefusedError(f"the gateway answers {target} with status {response.status_code}")
+                if response.status_code == _PENDING:
+                    raise BundleUnavailableError("the worker has not delivered the receipt yet; ask again later")
                 if response.status_code != _OK:
                     raise BundleUnavailableError(f"{target} was answered with status {response.status_code}")
                 async for chunk in response.aiter_bytes():

@@ -272,7 +272,7 @@ class FakeGateway(httpx.BaseTransport, httpx.AsyncBaseTransport):
             return httpx.Response(200, json=self.log.consistency(int(request.url.params["from"])))
         if path.startswith("/v1/receipts/"):
             bundle = self.bundles.get(path.rpartition("/")[2])
-            return httpx.Response(404, json={}) if bundle is None else httpx.Response(200, content=bundle)
+            return httpx.Response(202, json={}) if bundle is None else httpx.Response(200, content=bundle)
         assert path in {endpoint.path for endpoint in ENDPOINTS}, path
         return self._serve(request)
 
