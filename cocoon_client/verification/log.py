@@ -72,7 +72,10 @@ def consistency(shown: Checkpoint | None, growth: Growth | None, trust: Trust) -
 
 def _promise(facts: Facts) -> str:
     shown = facts.bundle.countersigned
-    by_s = NO_PROMISE if shown is None else Countersignature.decode(shown.leaf).include_by
+    try:
+        by_s = NO_PROMISE if shown is None else Countersignature.decode(shown.leaf).include_by
+    except MalformedError:  # another step says so
+        return ""
     if not NO_PROMISE < by_s < _YEAR_9999_S:
         return ""
     return f"; the gateway promised that by {dt.datetime.fromtimestamp(by_s, dt.UTC):%Y-%m-%d %H:%M} UTC"
