@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from billing.pricing import ModelOffer
 from cocoon import openai
 from cocoon.clock import Clock
+from cocoon.endpoints import EMBEDDINGS, Endpoint
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.http1 import HopError
 from cocoon.openai import ModelRequest
@@ -70,7 +71,7 @@ class Attempts:
         self._ticket_s = request_s_max + TICKET_MARGIN_S
         self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
 
-    def require_offered(self, offer: ModelOffer, request: ModelRequest, limit: PriceLimit) -> None:
+    def require_offered(self, endpoint: Endpoint, offer: ModelOffer, request: ModelRequest, limit: PriceLimit) -> None:
         """Refuse a request before it holds anything when everybody it may go to costs more than it allows.
 
         Raises:
@@ -78,7 +79,7 @@ class Attempts:
         """
         provider = request.provider or _NO_PREFERENCE
         targets = self._router.targets(
-            offer.model, require=provider.require, only=provider.only, ignore=provider.ignore
+            offer.model, endpoint=endpoint, require=provider.require, only=provider.only, ignore=provider.ignore
         )
         require_offered(targets, offer, limit)
 
@@ -129,6 +130,7 @@ class Attempts:
         try:
             dispatch = self._router.choose(
                 request.model,
+                endpoint=walk.endpoint,
                 exclude=frozenset(excluded),
                 require=provider.require if walk.sealed is None else self._sealed_require,
                 only=provider.only,
@@ -173,7 +175,7 @@ class Attempts:
             traceparent=walk.trace.child_header if walk.trace.sampled else call.traceparent,
             sealed=walk.sealed is not None,
         )
-        if isinstance(target, Upstream) and not request.streams:
+        if not request.streams and (isinstance(target, Upstream) or walk.endpoint is EMBEDDINGS):
             deadline.expect_silence()
         else:
             deadline.expect_first_byte()
