@@ -48,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True):
             completion = min(each, context_tokens) * request.choices
         else:
             # Exactly what the worker finds in the body, or it refuses.
-            completion = asked * request.choices
+            completion = asked * request.copies * request.prompts
         # A gateway cuts a chat's bound down to the context that it knows; the worker's own may be larger.
         context = PROMPT_MAX if self.endpoint is CHAT else context_tokens
         try:
