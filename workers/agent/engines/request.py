@@ -27,6 +27,7 @@ def engine_body(call: EngineCall, extra: Mapping[str, bytes | None], *, continuo
         "max_completion_tokens": None,
         "model": msgspec.json.encode(call.request.model),
         "n": b"%d" % call.request.choices,
+        "cache_salt": msgspec.json.encode(call.cache_salt),
         **extra,
     }
     return with_members(body, changes)
