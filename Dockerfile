@@ -16,6 +16,7 @@ COPY audit /src/audit
 COPY billing /src/billing
 COPY cli /src/cli
 COPY cocoon /src/cocoon
+COPY cocoon_client /src/cocoon_client
 COPY gateway /src/gateway
 COPY migrations /src/migrations
 COPY workers /src/workers

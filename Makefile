@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger bench-limits bench-log bench-sealed lock clean
+.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger bench-limits bench-attestation bench-log bench-sealed lock clean
 
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev
@@ -65,6 +65,9 @@ bench-log: $(STAMP)      ## the transparency log on an embedded PostgreSQL with 
 bench-sealed: $(STAMP)   ## sealing and opening requests and frames
 	$(BIN)/python -m benchmarks.sealed
 
+bench-attestation: $(STAMP)  ## how long one judgement of evidence takes (target: 15 ms for TDX and a GPU)
+	$(BIN)/python -m benchmarks.attestation
+
 # Peers live apart: what they depend on is not ours.
 .venv-bench/.installed: requirements-bench.lock
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -74,9 +77,9 @@ bench-sealed: $(STAMP)   ## sealing and opening requests and frames
 # The lock names no host: index addresses belong to the machine, not to the repository.
 lock:
 	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml \
-		--extra gateway --extra worker --extra verify --extra llama -o requirements.lock
+		--extra gateway --extra worker --extra llama -o requirements.lock
 	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml \
-		--extra gateway --extra worker --extra verify --extra llama --extra dev -c requirements.lock -o requirements-dev.lock
+		--extra gateway --extra worker --extra llama --extra dev -c requirements.lock -o requirements-dev.lock
 
 clean:
 	rm -rf $(VENV) .venv-bench .cocoon tests/clients/npm/node_modules

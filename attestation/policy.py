@@ -58,7 +58,8 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One measured image on one shape of machine. Several may be admitted side by side while fleets move over.
 
     `rtmr3_events` are the names of everything the image measures at run time, in order. `gpus` is how many a machine of
-    this release has; all of them have to give evidence.
+    this release has; all of them have to give evidence. A `draining` release still verifies, and a gateway gives its
+    workers no new requests.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -71,6 +72,7 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rtmr3_events: tuple[str, ...] = ()
     mrconfigid: _Hex48 = _ZERO48
     measurement: _Hex48 = _ZERO48
+    draining: bool = False
 
 
 class TDXPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,7 +14,9 @@ import msgspec
 from cocoon.errors import CocoonError
 
 DISTRIBUTION = "cocoon-network"
-FIRST_PARTY = frozenset({"attestation", "audit", "billing", "cli", "cocoon", "gateway", "migrations", "workers"})
+FIRST_PARTY = frozenset({
+    "attestation", "audit", "billing", "cli", "cocoon", "cocoon_client", "gateway", "migrations", "workers",
+})  # fmt: skip
 
 
 class Subcommand(msgspec.Struct, frozen=True):
@@ -35,7 +37,10 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "projects": Subcommand("cli.projects", "Projects of an organisation and their limits.", "gateway"),
     "migrate": Subcommand("cli.migrate", "Bring the database schema up to date.", "gateway"),
     "operator": Subcommand("cli.operator_keys", "Make the operator's key and delegate to gateways.", "gateway"),
+    "policy": Subcommand("cli.policy", "Check and show what workers' evidence is judged by.", "gateway"),
     "prices": Subcommand("cli.prices", "Show and set what models cost.", "gateway"),
+    "proxy": Subcommand("cli.proxy", "Serve the OpenAI API on this machine; seal and verify everything.", "client"),
+    "verify": Subcommand("cli.verify", "Verify a receipt, step by step, in words.", "client"),
     "workers": Subcommand(
         "cli.workers", "Show workers, their evidence and standing; reinstate suspended ones.", "gateway"
     ),

@@ -44,6 +44,7 @@ from gateway.alerts import AlertSender
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
+from gateway.collateral import CollateralKeeper
 from gateway.evidence_desk import EvidenceDesk
 from gateway.http.account import AccountController
 from gateway.http.admin import AdminController, OrganisationsController
@@ -62,6 +63,7 @@ from gateway.idempotency import Idempotency
 from gateway.limiter import SlicedLimiter
 from gateway.over_claims import OverClaims
 from gateway.pipeline import Pipeline
+from gateway.postgres.collateral import CollateralStore
 from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
 from gateway.postgres.sealed_jobs import PostgresJobBook
@@ -181,7 +183,8 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         settler = await stack.enter_async_context(Settler(ledger, clock, ledger))
         recoveries = Recoveries(pool, PostgresLeases(pool, database_url))
         over_claims = OverClaims(recoveries.note_over_claims)
-        attestor = new_attestor(settings, clock, await stack.enter_async_context(httpx.AsyncClient()))
+        client = await stack.enter_async_context(httpx.AsyncClient())
+        attestor = new_attestor(settings, clock, client, CollateralStore(pool))
         attempts = Attempts(
             Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
             network_secret=network_secret, global_id=settings.global_id, request_s_max=settings.request_s_max,
@@ -198,7 +201,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
             registry=registry,
             enrolments=EnrolmentStore(
-                pool, clock, allow_private=settings.allow_private_workers, policy_sha256=attestor.policy_sha256
+                pool, clock, allow_private=settings.allow_private_workers, judges=attestor
             ),
             attestor=attestor, attestations=attestations,
             desk=EvidenceDesk(
@@ -213,7 +216,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
             database_url, registry, clock, rng, allow_private=settings.allow_private_workers,
-            policy_sha256=attestor.policy_sha256,
+            judges=attestor,
         )  # fmt: skip
         background = await stack.enter_async_context(_Background())
         background.start("signatures", signer.run)
@@ -233,6 +236,9 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
 def _start_chores(background: "_Background", services: Services, rng: random.Random) -> None:
     """What every process does beside answering requests, and none has to do soon."""
     pool, ledger, settings = services.pool, services.ledger, services.settings
+    keeper = CollateralKeeper(services.attestor.cache, CollateralStore(pool), rng, settings.attestation.refresh_s)
+    background.start("collateral", keeper.run)
+    background.start("policy", lambda: _note_policy(services))
     background.start("standing", Standing(StandingStore(pool), services.registry).run)
     background.start("sweep", lambda: _sweep(ledger))
     background.start("report", lambda: _report(ledger))
@@ -375,6 +381,14 @@ async def _report(ledger: LeasedLedger) -> None:
         ):
             log.info("ledger_reported", **msgspec.structs.asdict(facts))
         reported = facts
+
+
+async def _note_policy(services: Services) -> None:
+    """Have the policy in the log once, whoever is first."""
+    policy, text = services.attestor.policy, services.settings.attestation.policy
+    if policy is not None and text is not None:
+        await services.attestations.note_policy(policy.sha256, text)
+    await asyncio.Event().wait()
 
 
 async def _keep_partitions(pool: Pool) -> None:

@@ -1,6 +1,7 @@
 """The gateway as a verifier: one policy, the vendors' documents, and judgements off the event loop."""
 
 import asyncio
+import datetime as dt
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Final
@@ -14,6 +15,7 @@ from attestation.tdx.collateral import Collateral, CollateralCache
 from attestation.tdx.dcap import family_of
 from attestation.tdx.quote import parse_quote
 from cocoon.clock import Clock
+from cocoon.enrolment import keyset_digest
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.statement import Statement
 from gateway.errors import GatewayError
@@ -23,6 +25,8 @@ from workers.judgement import Judged, judge_evidence
 JUDGES_MAX: Final = 2
 """Judgements at a time: each is 10 ms of a processor, and the event loop wants one too."""
 WAITING_MAX: Final = 256
+AGAIN_MAX: Final = 16_384
+"""Judgements of earlier evidence that are remembered."""
 RIM_BYTES_MAX: Final = 1024 * 1024
 log = structlog.get_logger()
 
@@ -44,11 +48,12 @@ class Attestor:
         self.policy = policy
         self._deployment = deployment
         self._clock = clock
-        self._cache = cache
+        self.cache = cache
         self._rims = tuple(rims)
         self._crls = tuple(crls)
         self._turns = asyncio.Semaphore(JUDGES_MAX)
         self._waiting = 0
+        self._again: dict[tuple[bytes, int], Judged] = {}
 
     @property
     def judges(self) -> bool:
@@ -99,6 +104,28 @@ class Attestor:
         finally:
             self._waiting -= 1
 
+    async def again(
+        self, evidence: bytes, endorsements: bytes, *, keyset: bytes, nonce: bytes | None, judged_at: int
+    ) -> Judged | None:
+        """Judge what was judged under another policy, as of then; None where there is nothing to judge by.
+
+        Raises:
+            MalformedError: it is not what was stored.
+        """
+        policy, asked = self.policy, (keyset_digest(keyset), judged_at)
+        if policy is None or asked in self._again:
+            return self._again.get(asked)
+        at = dt.datetime.fromtimestamp(judged_at, dt.UTC)
+        question = Question(at=at, deployment=self._deployment, nonce=nonce)
+        judged = await asyncio.to_thread(
+            judge_evidence, Evidence.decode(evidence), Endorsements.decode(endorsements), policy, question,
+            keyset=keyset, raw=evidence,
+        )  # fmt: skip
+        if len(self._again) >= AGAIN_MAX:
+            self._again.clear()
+        self._again[asked] = judged
+        return judged
+
     async def endorsements(self, evidence: Evidence) -> Endorsements:
         """What vendors say about the platform of this evidence, as far as it is at hand or can be had now."""
         collateral = await self._collateral(evidence) if evidence.tee == "tdx" else None
@@ -113,7 +140,7 @@ class Attestor:
         except MalformedError:
             return None  # the judge finds the same, with its reason
         try:
-            return await self._cache.get(family)
+            return await self.cache.get(family)
         except CocoonError as error:
             log.warning("collateral_unavailable", fmspc=family.fmspc, ca=family.ca, code=error.code, reason=str(error))
             return None

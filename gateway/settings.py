@@ -92,6 +92,7 @@ class AttestationSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `policy` is the TOML text whose digest was pinned; `pccs_url` where collateral comes from, None for its vendor;
     `rims` a folder of NVIDIA's reference manifests (XML); `simulated_seed` makes the vendors of a simulated policy.
+    Collateral is looked after every `refresh_s` seconds.
     """
 
     policy: bytes | None
@@ -100,6 +101,7 @@ class AttestationSettings(msgspec.Struct, frozen=True, kw_only=True):
     rims: Path | None
     simulated_seed: bytes
     required: bool
+    refresh_s: float
 
     def __repr__(self) -> str:
         return f"AttestationSettings(policy_sha256={self.policy_sha256.hex()!r}, required={self.required})"
@@ -183,14 +185,18 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         lease_ttl_s=_number(env, "COCOON_LEASE_TTL_S", 60, low=1, high=3600),
         lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
         alerts=_alerts(env),
-        log=_log(env, bytes.fromhex(secret), global_id),
+        log=read_log(env, bytes.fromhex(secret), global_id),
         attestation=_attestation(env),
         wallet_domains=_wallet_domains(env),
     )
 
 
-def _log(env: Mapping[str, str], network_secret: bytes, global_id: int) -> LogSettings:
-    """A key of its own, or one that every replica derives from the network's secret."""
+def read_log(env: Mapping[str, str], network_secret: bytes, global_id: int) -> LogSettings:
+    """A key of its own, or one that every replica derives from the network's secret.
+
+    Raises:
+        SettingsError: a value is malformed.
+    """
     origin = env.get("COCOON_LOG_ORIGIN") or f"cocoon-log/{global_id}"
     if not is_key_name(origin):
         raise SettingsError("COCOON_LOG_ORIGIN must have 1 to 255 characters, none of them white space or a plus sign")
@@ -282,6 +288,7 @@ def _attestation(env: Mapping[str, str]) -> AttestationSettings:
     return AttestationSettings(
         policy=policy, policy_sha256=digest, pccs_url=env.get("COCOON_PCCS_URL") or None,
         rims=Path(rims) if rims else None, simulated_seed=seed, required=required,
+        refresh_s=_number(env, "COCOON_COLLATERAL_S", 3600, low=0.05, high=86400),
     )  # fmt: skip
 
 

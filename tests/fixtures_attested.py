@@ -1,15 +1,19 @@
 """Workers of a simulated fleet as a gateway sees them: evidence, enrolments, and a policy that accepts them."""
 
+import asyncio
+import contextlib
 import hashlib
+import urllib.parse
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import msgspec
 
 from attestation.evidence import Evidence
 from attestation.simulation.tdx import Domain
-from attestation.simulation.tee import SimulatedTEE
+from attestation.simulation.tee import RELEASE, SimulatedTEE
+from attestation.tdx.collateral import Collateral
 from cocoon.clock import SystemClock, system_random
 from cocoon.enrolment import CHALLENGE_PATH, ENROL_PATH, Challenge, EnrolRequest, Keyset, ServedModel
 from cocoon.statement import Beacon, report_data
@@ -21,13 +25,15 @@ SEED = b"\x5e" * 32
 FOREIGN_SEED = b"\xf0" * 32
 
 
-def machine(name: str = "worker-1", seed: bytes = SEED, gpus: int = 1) -> SimulatedTEE:
-    return SimulatedTEE(seed, machine=name, deployment=DEVELOPMENT, gpus=gpus)
+def machine(name: str = "worker-1", seed: bytes = SEED, gpus: int = 1, image: str = RELEASE) -> SimulatedTEE:
+    return SimulatedTEE(seed, machine=name, deployment=DEVELOPMENT, gpus=gpus, image=image)
 
 
-def policy_environment(folder: Path, *replacements: tuple[str, str], gpus: int = 1, name: str = "p") -> dict[str, str]:
+def policy_environment(
+    folder: Path, *replacements: tuple[str, str], gpus: int = 1, name: str = "p", images: tuple[str, ...] = (RELEASE,)
+) -> dict[str, str]:
     """What a gateway is told to judge this fleet; `replacements` change the policy's text."""
-    text = machine(gpus=gpus).policy_toml(bind_manifest=False).decode()
+    text = machine(gpus=gpus).policy_toml(bind_manifest=False, images=images).decode()
     for old, new in replacements:
         assert old in text, old
         text = text.replace(old, new)
@@ -95,3 +101,52 @@ class Enrollee:
     async def enrol(self, client: httpx.AsyncClient) -> httpx.Response:
         """As an honest agent does."""
         return await self.send(client, self.evidence(await self.challenge(client)))
+
+
+class FakePCCS:
+    """A collateral service on loopback. `collateral` is what it gives; without any it answers 503."""
+
+    def __init__(self) -> None:
+        self.collateral: Collateral | None = None
+        self.asked = 0
+        self._server: asyncio.Server | None = None
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            path = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
+            self.asked += 1
+            status, headers, body = self._answer(path)
+            head = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", "connection: close"]
+            head += [f"{name}: {urllib.parse.quote(value)}" for name, value in headers.items()]
+            writer.write("\r\n".join([*head, "", ""]).encode() + body)
+            await writer.drain()
+        writer.close()
+
+    def _answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        held = self.collateral
+        if held is None:
+            return 503, {}, b""
+        if "/tdx/certification/v4/tcb" in path:
+            body = b'{"tcbInfo":%s,"signature":"%s"}' % (held.tcb_info.encode(), held.tcb_info_signature.hex().encode())
+            return 200, {"TCB-Info-Issuer-Chain": held.tcb_info_issuer_chain}, body
+        if "/qe/identity" in path:
+            signature = held.qe_identity_signature.hex().encode()
+            body = b'{"enclaveIdentity":%s,"signature":"%s"}' % (held.qe_identity.encode(), signature)
+            return 200, {"SGX-Enclave-Identity-Issuer-Chain": held.qe_identity_issuer_chain}, body
+        if "/pckcrl" in path:
+            return 200, {"SGX-PCK-CRL-Issuer-Chain": held.pck_crl_issuer_chain}, held.pck_crl
+        return 200, {}, held.root_ca_crl.hex().encode()

@@ -86,10 +86,14 @@ def judge_evidence(
     if reasons:
         waits = all(reason.code in WAITING for reason in reasons)
         outcome = Outcome.QUARANTINED if waits else Outcome.REFUSED
-    return Judged(
+    judged = Judged(
         outcome=outcome, verdict=verdict, reasons=reasons, evidence=raw, endorsements=endorsements.encode(),
         nonce=question.nonce,
     )  # fmt: skip
+    if any(release.draining and release.name == verdict.release for release in policy.releases):
+        message = f"release {verdict.release} is on its way out: the worker gets requests again with a newer image"
+        judged = judged.held_back(Finding(Code.RELEASE_DRAINING, message))
+    return judged
 
 
 def level_of(verdict: Verdict) -> EvidenceLevel:

@@ -32,8 +32,10 @@ class SimulationRefusedError(CocoonError):
 class SimulatedTEE:
     """One machine of a simulated fleet. Machines of one seed share their vendors, so one policy accepts them all."""
 
-    def __init__(self, seed: bytes, *, machine: str, deployment: Deployment, gpus: int = 0) -> None:
-        """Build the machine's certificates.
+    def __init__(
+        self, seed: bytes, *, machine: str, deployment: Deployment, gpus: int = 0, image: str = RELEASE
+    ) -> None:
+        """Build the machine's certificates. `image` names the release that it runs.
 
         Raises:
             SimulationRefusedError: in production, or on the main network.
@@ -44,6 +46,7 @@ class SimulatedTEE:
             raise ValueError(f"a seed has {SEED_BYTES} bytes")
         own = derive(seed, f"machine/{machine}", SEED_BYTES)
         self._seed = seed
+        self._image = image
         self._gpu_count = gpus
         self.platform = SimulatedPlatform(seed, own)
         self.gpus = SimulatedGPUs(seed, own, gpus)
@@ -88,15 +91,14 @@ class SimulatedTEE:
     def domain(self, events: tuple[LogEvent, ...]) -> Domain:
         """The trust domain that these events leave behind."""
         first, second, third, fourth = replay(events)
-        return Domain(mrtd=self._measure("mrtd"), mrseam=self._measure("mrseam"), rtmrs=(first, second, third, fourth))
+        return Domain(mrtd=_mrtd(self._image), mrseam=self._measure("mrseam"), rtmrs=(first, second, third, fourth))
 
     def guest(self, manifest: bytes) -> Guest:
         """The SEV-SNP guest of the same image."""
         return Guest(measurement=self._measure("snp"), host_data=manifest.ljust(32, b"\0"))
 
-    def policy_toml(self, *, bind_manifest: bool = True) -> bytes:
-        """A policy that accepts every machine of this seed with this many GPUs, and nothing else."""
-        rtmrs = self.domain(self.event_log(b"")).rtmrs
+    def policy_toml(self, *, bind_manifest: bool = True, images: tuple[str, ...] = (RELEASE,)) -> bytes:
+        """A policy that accepts every machine of this seed with this many GPUs and these images, and nothing else."""
         uses = {
             "tdx": self.platform.root_sha256, "sev-snp": self.chip.root_sha256,
             "gpu": self.gpus.root_sha256, "rim": self.gpus.rim_root_sha256,
@@ -115,16 +117,7 @@ verdict_seconds_max = 3600
 bind_manifest = {"true" if bind_manifest else "false"}
 
 {roots}
-[[releases]]
-name = "{RELEASE}"
-tee = "tdx"
-gpus = {self._gpu_count}
-mrtd = "{self._measure("mrtd").hex()}"
-rtmr0 = "{rtmrs[0].hex()}"
-rtmr1 = "{rtmrs[1].hex()}"
-rtmr2 = "{rtmrs[2].hex()}"
-rtmr3_events = ["{MANIFEST_EVENT}"]
-
+{"".join(map(self._release, images))}
 [[releases]]
 name = "{RELEASE}-snp"
 tee = "sev-snp"
@@ -149,6 +142,20 @@ driver_min = "{DRIVER}"
 vbios_min = "{VBIOS}"
 """.encode()
 
+    def _release(self, image: str) -> str:
+        rtmrs = self.domain(self.event_log(b"")).rtmrs
+        return f"""
+[[releases]]
+name = "{image}"
+tee = "tdx"
+gpus = {self._gpu_count}
+mrtd = "{_mrtd(image).hex()}"
+rtmr0 = "{rtmrs[0].hex()}"
+rtmr1 = "{rtmrs[1].hex()}"
+rtmr2 = "{rtmrs[2].hex()}"
+rtmr3_events = ["{MANIFEST_EVENT}"]
+"""
+
     def _measure(self, what: str) -> bytes:
         return hashlib.sha384(f"simulated {what}".encode()).digest()
 
@@ -157,6 +164,10 @@ vbios_min = "{VBIOS}"
             return b""
         devices = tuple(self.gpus.device(number, nonce) for number in range(self._gpu_count))
         return GPUEvidence(v=1, devices=devices).encode()
+
+
+def _mrtd(image: str) -> bytes:
+    return hashlib.sha384(f"simulated mrtd of {image}".encode()).digest()
 
 
 class SimulatedCollateralSource:

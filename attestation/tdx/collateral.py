@@ -145,7 +145,8 @@ class CollateralCache:
 
         Raises:
             MalformedError: it cannot be read.
-            RefusedError: it speaks of another family, or its evaluation number is lower.
+            RefusedError: it speaks of another family, its evaluation number is lower, or it begins earlier: it could
+                lack a revocation that is known here.
         """
         validity = validity_of(collateral)
         if validity.fmspc.upper() != family.fmspc:
@@ -153,6 +154,8 @@ class CollateralCache:
         before = self._held.get(family)
         if before is not None and validity.evaluation < before[1].evaluation:
             raise RefusedError(Code.TCB_EVALUATION_OLD, "the collateral is of an older evaluation than what is held")
+        if before is not None and validity.start < before[1].start:
+            raise RefusedError(Code.COLLATERAL_STALE, "the collateral begins earlier than what is held")
         self._held[family] = (collateral, validity)
         return collateral
 

@@ -27,10 +27,12 @@ from cli.dev.service import Keeper, Service, all_ready
 from cli.dev.settings import DevSettings
 from cli.dev.state import DevError, DevFile, Ports, Secrets, StateDirectory
 from cli.dev.supervisor import MARKER, Supervisor
+from cli.dev.trust import trust_text
 from cli.dev.wallets import DevWallets
 from cli.operator_keys import delegation_of
 from cli.process import Launch, StopStep
 from cocoon.clock import Clock
+from gateway.settings import read_log
 
 WORKERS = ("worker-1", "worker-2")
 WORKER_CAPACITY = 4
@@ -98,6 +100,8 @@ class Network:
         """
         self._supervisor = supervisor
         self._state.write_policy(self._policy)
+        log = read_log(self._settings.inherited, bytes.fromhex(self._secrets.network_secret), GLOBAL_ID)
+        self._state.write_trust(trust_text(self._state.policy.name, self._policy, self._operator, log, GLOBAL_ID))
         await all_ready(
             supervisor.start(self._embedded(self._postgres, stage=0)),
             supervisor.start(self._embedded(self._redis, stage=1)),

@@ -90,6 +90,7 @@ class StateDirectory:
         self._ports = self.root / "ports.json"
         self._dev_file = self.root / "dev.json"
         self.policy = self.root / "policy.toml"
+        self.trust = self.root / "trust.toml"
         self._lock_fd: int | None = None
 
     @property
@@ -171,6 +172,10 @@ class StateDirectory:
     def write_policy(self, text: bytes) -> None:
         """Write the policy that the gateway judges workers by."""
         write_private(self.policy, text)
+
+    def write_trust(self, text: bytes) -> None:
+        """Write what verifying clients of this network trust (docs/client.md)."""
+        write_private(self.trust, text)
 
     def remove_dev_file(self) -> None:
         """Nothing is ready (any more)."""

@@ -10,7 +10,18 @@ from collections import Counter
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PACKAGES = ("attestation", "audit", "benchmarks", "billing", "cli", "cocoon", "gateway", "migrations", "workers")
+PACKAGES = (
+    "attestation",
+    "audit",
+    "benchmarks",
+    "billing",
+    "cli",
+    "cocoon",
+    "cocoon_client",
+    "gateway",
+    "migrations",
+    "workers",
+)
 MODULE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 80
 FILE_BYTES_MAX = 1_000_000

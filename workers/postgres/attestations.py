@@ -6,7 +6,7 @@ import importlib.resources
 import random
 import uuid
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -55,6 +55,25 @@ class Shown(msgspec.Struct, frozen=True):
     evidence: bytes
     endorsements: bytes
     verdict: Verdict
+
+
+class Judges(Protocol):
+    """What is used of `gateway.attestor.Attestor`: one policy, and judgements under it."""
+
+    @property
+    def policy_sha256(self) -> bytes | None:
+        """Of the policy's exact text; None without one."""
+        ...
+
+    async def again(
+        self, evidence: bytes, endorsements: bytes, *, keyset: bytes, nonce: bytes | None, judged_at: int
+    ) -> Judged | None:
+        """Judge what was judged under another policy, as of then (Unix seconds).
+
+        Raises:
+            MalformedError: it is not what was stored.
+        """
+        ...
 
 
 class AttestationStore:
@@ -176,6 +195,22 @@ async def hardware_taken(
         message = f"{beside} workers are attested on this machine, and the policy allows {workers_per_platform}"
         reasons.append(Finding(Code.PLATFORM_FULL, message))
     return reasons
+
+
+async def judged_again(connection: Connection, worker: Worker, judges: Judges) -> Judged | None:
+    """What our policy says of evidence that was admitted under another one; None where there is none.
+
+    Raises:
+        MalformedError: what is stored cannot be read.
+    """
+    rows = await connection.fetch(STATEMENTS["stored"], worker.keyset_digest)
+    if not rows:
+        return None
+    row = rows[0]
+    verdict = msgspec.json.decode(row["verdict"], type=Verdict)
+    return await judges.again(
+        row["evidence"], row["endorsements"], keyset=worker.keyset, nonce=row["nonce"], judged_at=verdict.judged_at
+    )
 
 
 async def put_keyset(connection: Connection, worker: Worker, judged: Judged | None) -> None:

@@ -172,3 +172,13 @@ WHERE
     k.digest = any($1::bytea[])
     AND k.outcome = 'admitted'
     AND k.evidence IS NOT NULL;
+
+-- name: stored
+-- All that a judgement of a keyset's evidence rested on.
+SELECT
+    k.evidence,
+    k.endorsements,
+    k.nonce,
+    k.verdict
+FROM keysets AS k
+WHERE k.digest = $1 AND k.outcome = 'admitted' AND k.evidence IS NOT NULL;

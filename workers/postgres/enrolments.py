@@ -11,11 +11,19 @@ import structlog
 
 from cocoon.clock import Clock
 from cocoon.enrolment import EnrolRequest, ServedModel
+from cocoon.errors import MalformedError
 from cocoon.sql import named_statements
 from workers.enrolments import admit, attested
 from workers.errors import AskRefusedError, EnrolmentRefusedError, EnrolmentStoreUnavailableError, KeysetLifetimeError
-from workers.judgement import Judged
-from workers.postgres.attestations import hardware_taken, note_removal, note_superseded, put_keyset
+from workers.judgement import Judged, Outcome
+from workers.postgres.attestations import (
+    Judges,
+    hardware_taken,
+    judged_again,
+    note_removal,
+    note_superseded,
+    put_keyset,
+)
 from workers.postgres.connections import (
     ACQUIRE_TIMEOUT_S,
     Connection,
@@ -46,11 +54,11 @@ _log = structlog.get_logger(__name__)
 class EnrolmentStore:
     """Enrolments in the `workers` table. Every method is one transaction."""
 
-    def __init__(self, pool: Pool, clock: Clock, *, allow_private: bool, policy_sha256: bytes | None = None) -> None:
+    def __init__(self, pool: Pool, clock: Clock, *, allow_private: bool, judges: Judges | None = None) -> None:
         self._pool = pool
         self._clock = clock
         self._allow_private = allow_private
-        self._policy_sha256 = policy_sha256
+        self._judges = judges
 
     async def save(self, worker: Worker, key_id: uuid.UUID) -> Worker:
         """Store a worker that shows nothing for itself; see `save_judged`."""
@@ -104,7 +112,7 @@ class EnrolmentStore:
         with translated():
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
                 return await load_workers(
-                    connection, self._clock, allow_private=self._allow_private, policy_sha256=self._policy_sha256
+                    connection, self._clock, allow_private=self._allow_private, judges=self._judges
                 )
 
     async def remove(self, worker_id: uuid.UUID) -> bool:
@@ -126,9 +134,9 @@ class EnrolmentListener:
 
     def __init__(
         self, database_url: str, registry: Registry, clock: Clock, rng: random.Random, *, allow_private: bool,
-        policy_sha256: bytes | None = None,
+        judges: Judges | None = None,
     ) -> None:  # fmt: skip
-        self._policy_sha256 = policy_sha256
+        self._judges = judges
         self._database_url = database_url
         self._registry = registry
         self._clock = clock
@@ -183,7 +191,7 @@ class EnrolmentListener:
     async def _load(self, connection: Connection) -> None:
         with translated():
             workers = await load_workers(
-                connection, self._clock, allow_private=self._allow_private, policy_sha256=self._policy_sha256
+                connection, self._clock, allow_private=self._allow_private, judges=self._judges
             )
         self._registry.replace_enrolments(workers)
         if not self.connected:
@@ -204,11 +212,12 @@ class EnrolmentListener:
 
 
 async def load_workers(
-    connection: Connection, clock: Clock, *, allow_private: bool, policy_sha256: bytes | None = None
+    connection: Connection, clock: Clock, *, allow_private: bool, judges: Judges | None = None
 ) -> list[Worker]:
     """Every stored worker that is admitted now; others are left out and logged.
 
-    What was found under another policy than `policy_sha256` counts for nothing here: such a worker is quarantined.
+    What was found under another policy than ours is judged again, as of then; without a policy of ours it counts for
+    nothing, and the worker is quarantined.
     """
     workers: list[Worker] = []
     for row in await connection.fetch(STATEMENTS["load_workers"]):
@@ -216,11 +225,14 @@ async def load_workers(
         try:
             worker = admit(_request(row), worker_id=worker_id, now=clock.now(), allow_private=allow_private)
             asks = msgspec.json.decode(row["asks"], type=tuple[PostedAsk, ...])
-            workers.append(_with_standing(msgspec.structs.replace(worker, asks=asks), row, policy_sha256))
+            worker = msgspec.structs.replace(worker, asks=asks)
+            if row["tee_type"] != "none":
+                worker = await _with_standing(connection, worker, row, judges)
+            workers.append(worker)
         except KeysetLifetimeError:
             # Its agent is gone, or about to enrol with a new keyset.
             continue
-        except (EnrolmentRefusedError, msgspec.ValidationError) as error:
+        except (EnrolmentRefusedError, MalformedError, msgspec.ValidationError) as error:
             _log.warning("enrolment_skipped", worker_id=str(worker_id), error=type(error).__name__)
     return workers
 
@@ -238,18 +250,22 @@ async def _versioned(connection: Connection, worker: Worker) -> tuple[PostedAsk,
     return tuple(versioned)
 
 
-def _with_standing(worker: Worker, row: Record, policy_sha256: bytes | None) -> Worker:
+async def _with_standing(connection: Connection, worker: Worker, row: Record, judges: Judges | None) -> Worker:
     """What was found about the worker's evidence, as far as it counts under our policy."""
-    if row["tee_type"] == "none":
-        return worker
-    ours = row["policy_sha256"] is not None and row["policy_sha256"] == policy_sha256
+    ours = None if judges is None else judges.policy_sha256
     until: int | None = row["attested_until"]
+    admitted = row["outcome"] == "admitted" and until is not None
+    if admitted and judges is not None and ours is not None and row["policy_sha256"] != ours:
+        judged = await judged_again(connection, worker, judges)
+        if judged is not None and judged.outcome is not Outcome.REFUSED:
+            return attested(worker, judged)
+    counts = admitted and ours is not None and row["policy_sha256"] == ours
     return msgspec.structs.replace(
         worker,
         tee_type=row["tee_type"],
-        evidence=row["level"] if ours else "none",
+        evidence=row["level"] if counts else "none",
         attested_until=until or 0,
-        quarantined=not ours or until is None or row["outcome"] != "admitted",
+        quarantined=not counts,
     )
 
 

@@ -62,7 +62,17 @@ async def test_an_agent_of_the_simulated_fleet_is_admitted_and_serves_what_asks_
         [model] = (await client.get("/v1/models")).json()["data"]
         assert model["tee_types"] == {"tdx-simulated": 1}
     assert "tee_simulated" in stack.log("attested", None)
-    [row] = await stack.rows("SELECT * FROM keysets")
+    # A worker without evidence is beside it, and gets what asks for none.
+    await stack.start_worker("plain", stack.engine)
+    async with stack.client() as client:
+        for provider, worker in (({"require": "tdx"}, "attested"), ({"ignore": ["attested"]}, "plain")):
+            answer = await client.post("/v1/chat/completions", json=chat(provider=provider))
+            assert (answer.status_code, answer.headers["x-cocoon-worker"]) == (200, worker), answer.text
+        answer = await client.post("/v1/chat/completions", json=chat(provider={"require": "tdx", "only": ["plain"]}))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
+        [model] = (await client.get("/v1/models")).json()["data"]
+        assert model["tee_types"] == {"none": 1, "tdx-simulated": 1}
+    [row] = await stack.rows("SELECT * FROM keysets WHERE name = 'attested'")
     assert (row["outcome"], row["tee_type"], row["level"]) == ("admitted", "tdx-simulated", "tdx+gpu")
     evidence = Evidence.decode(row["evidence"])
     assert keyset_digest(evidence.keyset) == row["digest"]
@@ -70,20 +80,7 @@ async def test_an_agent_of_the_simulated_fleet_is_admitted_and_serves_what_asks_
     assert msgspec.json.decode(row["verdict"])["freshness"] == "nonce"
     # What was shown is kept when the worker has left.
     await stack.rows("UPDATE workers SET state = 'removed' RETURNING 1")
-    assert len(await stack.rows("SELECT 1 FROM keysets")) == 1
-
-
-async def test_a_worker_without_evidence_serves_what_asks_for_none_and_nothing_else(
-    judging: Stack,
-) -> None:
-    await judging.start_worker("plain", judging.engine)
-    async with judging.client() as client:
-        assert (await client.post("/v1/chat/completions", json=chat())).status_code == 200
-        answer = await client.post("/v1/chat/completions", json=chat(provider={"require": "tdx"}))
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
-    async with judging.client(judging.worker_key) as client:
-        claiming = await Enrollee("liar").send(client, None, tee_type="tdx")
-        refused(claiming, "evidence_unsupported")
+    assert len(await stack.rows("SELECT 1 FROM keysets")) == 2
 
 
 async def test_each_attack_on_an_enrolment_is_refused_with_its_reason(judging: Stack) -> None:
@@ -140,9 +137,23 @@ async def test_each_attack_on_an_enrolment_is_refused_with_its_reason(judging: S
         assert (row["outcome"], row["level"]) == ("admitted", "tdx+gpu")
         assert row["refusal"] is not None
         assert "worker_refused" in judging.log(characters=None)
+        # A keyset is its first worker's.
+        thief = Enrollee("thief")
+        thief.identity = one.identity
+        refused(await thief.send(client, None), "keyset_invalid")
+        refused(await Enrollee("liar").send(client, None, tee_type="tdx"), "evidence_unsupported")
 
 
-async def test_challenges_belong_to_one_key_and_do_not_pile_up(judging: Stack) -> None:
+async def test_challenges_belong_to_one_key_and_do_not_pile_up_and_hardware_is_attested_once(
+    stack: Stack, tmp_path: Path
+) -> None:
+    few = ("tcb_evaluation_min = 20", "tcb_evaluation_min = 20\nworkers_per_platform = 1")
+    await stack.start_gateway(upstream=False, **policy_environment(tmp_path, few))
+    await _hardware(stack)
+    await _challenges(stack)
+
+
+async def _challenges(judging: Stack) -> None:
     async with judging.client() as client:
         answer = await client.post("/v1/workers/challenge")
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "role_forbidden")
@@ -162,12 +173,13 @@ async def test_challenges_belong_to_one_key_and_do_not_pile_up(judging: Stack) -
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "challenges_full")
 
 
-async def test_a_gpu_that_another_worker_attests_is_quarantined_until_it_is_free(judging: Stack) -> None:
+async def _hardware(judging: Stack) -> None:
     async with judging.client(judging.worker_key) as client:
         first, second = Enrollee("first", machine("shared")), Enrollee("second", machine("shared"))
         assert enrolled(await first.enrol(client)).outcome == "admitted"
         held = enrolled(await second.enrol(client))
-        assert (held.outcome, [reason.code for reason in held.reasons]) == ("quarantined", ["gpu_in_use"])
+        assert held.outcome == "quarantined"
+        assert [reason.code for reason in held.reasons] == ["gpu_in_use", "platform_full"]
         assert 0 < held.reattest_seconds <= 60
         # It reports, and gets nothing: the only other worker is at an address where nobody answers.
         beat = await client.post(HEARTBEAT_PATH, content=BEAT, headers={"authorization": f"Bearer {held.token}"})
@@ -180,25 +192,6 @@ async def test_a_gpu_that_another_worker_attests_is_quarantined_until_it_is_free
         assert enrolled(await again.enrol(client)).outcome == "admitted"
         await judging.rows("UPDATE workers SET state = 'removed' WHERE name = 'first' RETURNING 1")
         assert enrolled(await second.enrol(client)).outcome == "admitted"
-
-
-async def test_a_policy_bounds_the_workers_of_one_machine(stack: Stack, tmp_path: Path) -> None:
-    few = ("tcb_evaluation_min = 20", "tcb_evaluation_min = 20\nworkers_per_platform = 2")
-    await stack.start_gateway(upstream=False, **policy_environment(tmp_path, few, gpus=0))
-    async with stack.client(stack.worker_key) as client:
-        outcomes = [enrolled(await Enrollee(name, machine("shared", gpus=0)).enrol(client)) for name in ("a", "b", "c")]
-        assert [one.outcome for one in outcomes] == ["admitted", "admitted", "quarantined"]
-        assert [reason.code for reason in outcomes[-1].reasons] == ["platform_full"]
-
-
-async def test_a_keyset_belongs_to_the_worker_that_enrolled_it(judging: Stack) -> None:
-    async with judging.client(judging.worker_key) as client:
-        one, thief = Enrollee("one"), Enrollee("thief")
-        enrolled(await one.enrol(client))
-        thief.identity = one.identity
-        refused(await thief.send(client, None), "keyset_invalid")
-        [row] = await judging.rows("SELECT name, level FROM keysets")
-        assert (row["name"], row["level"]) == ("one", "tdx+gpu")
 
 
 async def test_a_worker_that_swaps_its_tls_key_after_attestation_is_never_sent_a_prompt(judging: Stack) -> None:

@@ -41,6 +41,13 @@ def test_the_worker_loads_nothing_of_the_gateway() -> None:
     assert "workers" in loaded
 
 
+@pytest.mark.parametrize("name", ["proxy", "verify"])
+def test_the_client_loads_nothing_of_gateway_or_worker(name: str) -> None:
+    loaded = modules_after(name, "--help")
+    assert loaded & {*HEAVY, "audit", "workers"} == set()
+    assert "cocoon_client" in loaded
+
+
 def test_every_subcommand_exists_and_has_help() -> None:
     for name in SUBCOMMANDS:
         result = CliRunner().invoke(main, [name, "--help"])

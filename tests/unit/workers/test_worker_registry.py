@@ -179,3 +179,39 @@ def test_a_new_boot_starts_with_a_clean_record(registry: Registry, clock: Manual
     registry.replace_enrolments([a_worker(clock, boot_id=b"boot-two")])
 
     assert breaker.allows(clock.monotonic())
+
+
+def test_a_worker_leaves_with_its_evidence_and_comes_back_with_fresh_one(
+    registry: Registry, clock: ManualClock
+) -> None:
+    now = int(clock.now().timestamp())
+    registry.replace_enrolments([a_worker(clock, evidence="tdx", attested_until=now + 60, not_after=now + 3600)])
+    for second in (0.0, 59.9, 0.2):
+        clock.advance(second)
+        beat_all(registry, clock)
+        assert bool(_live(registry)) == (second != 0.2)
+    registry.put_enrolment(a_worker(clock, evidence="tdx", attested_until=now + 120, not_after=now + 3600))
+    beat_all(registry, clock)
+    assert _live(registry) == ["worker-1"]
+
+
+def test_a_quarantined_worker_reports_and_gets_nothing(registry: Registry, clock: ManualClock) -> None:
+    held = a_worker(clock, tee_type="tdx-simulated", quarantined=True)
+    registry.replace_enrolments([held])
+    beat_all(registry, clock)
+    assert _live(registry) == []
+    assert registry.is_live(registry.members()[0])
+    # A lifted suspension does not end a quarantine, nor the other way round.
+    registry.set_standing({}, frozenset({held.worker_id}))
+    registry.set_standing({}, frozenset())
+    assert _live(registry) == []
+    registry.put_enrolment(a_worker(clock, tee_type="tdx-simulated", evidence="tdx"))
+    beat_all(registry, clock)
+    assert (_live(registry), registry.tee_types(MODEL)) == (["worker-1"], {"tdx-simulated": 1})
+
+
+def test_upstreams_are_counted_as_protected_by_nothing(registry: Registry, clock: ManualClock) -> None:
+    registry.set_upstreams([an_upstream()])
+    registry.replace_enrolments([a_worker(clock, tee_type="tdx")])
+    beat_all(registry, clock)
+    assert registry.tee_types(MODEL) == {"none": 1, "tdx": 1}

@@ -1,0 +1,50 @@
+"""`cocoon proxy`: an OpenAI endpoint on this machine that seals every prompt for workers which it verified itself."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.trusting import state_folder, trust_of, trusting
+from cocoon.logs import configure_logging
+from cocoon_client.proxy.main import Proxy, ProxySettings, serve
+
+
+@click.command("proxy")
+@click.option("--base-url", envvar="COCOON_BASE_URL", show_envvar=True, required=True, help="The gateway, up to /v1.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of this machine to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0 takes a free one.")
+@click.option("--listen-anywhere", is_flag=True, help="Allow an address that other machines reach; they get your key.")
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder for proofs; default ~/.cocoon.")
+@click.option("--api-key", envvar="COCOON_API_KEY", hidden=True, default="")
+@trusting
+def command(
+    *,
+    base_url: str,
+    api_key: str,
+    host: str,
+    port: int,
+    listen_anywhere: bool,
+    state: Path | None,
+    allow_simulated: bool,
+    **trusted: Any,
+) -> None:
+    """Serve the OpenAI API here, and send only sealed requests on.
+
+    A request without an API key gets the one in COCOON_API_KEY. Proofs are kept for `cocoon verify`; they hold prompts
+    and answers in clear.
+    """
+    configure_logging("proxy")
+    trust = trust_of(**trusted, allow_simulated=allow_simulated)
+    settings = ProxySettings(
+        base_url=base_url, host=host, port=port, api_key=api_key, anywhere=listen_anywhere,
+        state=state_folder(state),
+    )  # fmt: skip
+
+    def ready(proxy: Proxy) -> None:
+        click.echo(f"Listening on http://{host}:{proxy.port}/v1, sealing for workers of {base_url}")
+        if trust.allow_simulated:
+            click.echo("SIMULATED evidence is accepted: no hardware protects what you ask.", err=True)
+
+    asyncio.run(serve(settings, trust, ready))

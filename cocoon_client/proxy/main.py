@@ -1,0 +1,144 @@
+"""`cocoon proxy`: wires the local endpoint, the sealing client, the folder of proofs and the fetching of receipts."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import ClassVar, Final
+
+import httpx
+import msgspec
+import structlog
+
+from cocoon.clock import Clock, SystemClock
+from cocoon.errors import CocoonError
+from cocoon_client.errors import ClientError
+from cocoon_client.proxy.app import ProxyApp, is_loopback
+from cocoon_client.proxy.http import Connection
+from cocoon_client.receipts import Receipts, complete
+from cocoon_client.store import Store
+from cocoon_client.transport import AsyncSealingTransport, Sealer
+from cocoon_client.trust import Trust
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+CONNECTIONS_MAX: Final = 256
+FETCHES_MAX: Final = 8
+"""Receipts that are fetched at a time; others wait."""
+WAITING_MAX: Final = 1000
+"""Receipts that wait to be fetched; beyond it they are left to `cocoon verify`."""
+COMPLETE_S_MAX: Final = 120.0
+"""How long signatures and log may take to come after an answer."""
+TIMEOUT: Final = httpx.Timeout(600.0, connect=10.0)
+
+
+class ListenError(ClientError):
+    """The address is not one of this machine alone."""
+
+    code: ClassVar[str] = "listen_refused"
+
+
+class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`base_url` ends in `/v1`. `anywhere` allows an address that other machines reach."""
+
+    base_url: str
+    host: str = "127.0.0.1"
+    port: int = 8090
+    api_key: str = ""
+    anywhere: bool = False
+    state: Path
+
+    def __repr__(self) -> str:
+        return f"ProxySettings(base_url={self.base_url!r}, host={self.host!r}, port={self.port})"
+
+
+class Proxy:
+    """The running proxy. `gateway` is the transport that reaches the gateway."""
+
+    def __init__(
+        self, settings: ProxySettings, trust: Trust, *, clock: Clock | None = None,
+        gateway: Callable[[], httpx.AsyncBaseTransport] = httpx.AsyncHTTPTransport,
+    ) -> None:  # fmt: skip
+        if not (settings.anywhere or is_loopback(settings.host)):
+            raise ListenError(f"{settings.host} is reached by other machines; say --listen-anywhere if you mean it")
+        self._settings = settings
+        self._trust = trust
+        self._clock = clock or SystemClock()
+        self._gateway = gateway
+        self._store = Store(settings.state)
+        self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue(WAITING_MAX)
+        self.port = 0
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator["Proxy"]:
+        """Serve until left. Requests in flight are then cut off: their programs see broken answers."""
+        sealer = Sealer(self._trust, self._store, clock=self._clock)
+        transport = AsyncSealingTransport(sealer, self._gateway())
+        connections: set[Connection] = set()
+        async with (
+            httpx.AsyncClient(transport=transport, timeout=TIMEOUT, trust_env=False) as client,
+            httpx.AsyncClient(transport=self._gateway(), timeout=TIMEOUT, trust_env=False) as plain,
+            asyncio.TaskGroup() as tasks,
+        ):
+            app = ProxyApp(
+                client, base_url=self._settings.base_url, api_key=self._settings.api_key,
+                local=not self._settings.anywhere, finished=self._finished,
+            )  # fmt: skip
+
+            def accept() -> asyncio.Protocol:
+                full = len(connections) >= CONNECTIONS_MAX
+                return Closed() if full else Connection(app, tasks, connections)
+
+            loop = asyncio.get_running_loop()
+            server = await loop.create_server(accept, self._settings.host, self._settings.port)
+            self.port = server.sockets[0].getsockname()[1]
+            fetchers = [tasks.create_task(self._fetch(plain)) for _ in range(FETCHES_MAX)]
+            try:
+                yield self
+            finally:
+                server.close()
+                for connection in list(connections):
+                    connection.abort()
+                for fetcher in fetchers:
+                    fetcher.cancel()
+
+    async def _finished(self, receipt_id: str, api_key: str) -> None:
+        with contextlib.suppress(asyncio.QueueFull):
+            self._waiting.put_nowait((receipt_id, api_key))
+
+    async def _fetch(self, client: httpx.AsyncClient) -> None:
+        while True:
+            receipt_id, api_key = await self._waiting.get()
+            receipts = Receipts(client, self._settings.base_url, api_key, self._clock)
+            try:
+                _, report = await complete(receipts, self._store, self._trust, receipt_id, wait_s=COMPLETE_S_MAX)
+            except (CocoonError, OSError) as error:
+                _log.warning("receipt_not_verified", receipt=receipt_id, reason=str(error))
+                continue
+            missing = [
+                f"{step.name}: {step.outcome}" for step in report.steps if step.required and step.outcome != "held"
+            ]
+            if report.holds:
+                _log.info("receipt_verified", receipt=receipt_id, simulated=report.simulated)
+            else:
+                _log.warning("receipt_not_verified", receipt=receipt_id, steps=missing, simulated=report.simulated)
+
+
+class Closed(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """End it."""
+        transport.close()
+
+
+async def serve(settings: ProxySettings, trust: Trust, ready: Callable[[Proxy], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `ready` is called once it listens."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with Proxy(settings, trust).running() as proxy:
+        ready(proxy)
+        await stopped.wait()

@@ -1,0 +1,138 @@
+"""Fetches what a gateway has to show for an answer: the receipt bundle, and proofs that its log only grew.
+
+Nothing of it is believed here; `verification` judges it, offline.
+"""
+
+import asyncio
+from typing import Final
+
+import httpx
+import msgspec
+
+from cocoon.bundle import BUNDLE_BYTES_MAX, ReceiptBundle
+from cocoon.checkpoints import Checkpoint, NoteVerifier
+from cocoon.clock import Clock
+from cocoon.errors import MalformedError
+from cocoon_client.errors import BundleUnavailableError
+from cocoon_client.store import Store
+from cocoon_client.trust import Trust
+from cocoon_client.verification.log import Growth
+from cocoon_client.verification.proof import Proof
+from cocoon_client.verification.steps import Report
+from cocoon_client.verification.walk import verify
+
+POLL_S: Final = 0.5
+PROOF_BYTES_MAX: Final = 64 * 1024
+_OK: Final = 200
+
+
+class _Consistency(msgspec.Struct, frozen=True):
+    path: tuple[bytes, ...]
+
+
+class Receipts:
+    """One gateway's receipts. `base_url` ends in `/v1`; `client` must not be one that seals."""
+
+    def __init__(self, client: httpx.AsyncClient, base_url: str, api_key: str, clock: Clock) -> None:
+        self._client = client
+        self._base_url = base_url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._clock = clock
+
+    async def bundle(self, receipt_id: str, *, wait_s: float = 0.0) -> ReceiptBundle:
+        """The bundle, asked for until it is whole or `wait_s` have passed: signatures and log come after the answer.
+
+        Raises:
+            BundleUnavailableError: the gateway does not answer, or has no such receipt.
+            MalformedError: what it shows is not a bundle.
+        """
+        end = self._clock.monotonic() + wait_s
+        while True:
+            bundle: ReceiptBundle | None = None
+            reason = ""
+            try:
+                bundle = await self._bundle(receipt_id)
+            except BundleUnavailableError as error:
+                reason = str(error)
+            whole = bundle is not None and None not in (bundle.ticket_signed, bundle.countersigned, bundle.log)
+            if whole or self._clock.monotonic() >= end:
+                if bundle is None:
+                    raise BundleUnavailableError(reason)
+                return bundle
+            await asyncio.sleep(POLL_S)
+
+    async def growth(self, trust: Trust, store: Store, bundle: ReceiptBundle) -> Growth | None:
+        """The proof that joins the bundle's checkpoint to the one seen last; None where none was seen.
+
+        A gateway that cannot give one gives an empty one, which joins only equal trees.
+        """
+        seen = store.seen(trust.log_key) if trust.log_key else None
+        if seen is None or bundle.log is None:
+            return None
+        try:
+            old = Checkpoint.decode(NoteVerifier.parse(trust.log_key).open(seen)).size
+        except MalformedError:
+            return None
+        sizes = sorted((old, bundle.log.size))
+        if sizes[0] == sizes[1]:
+            return Growth(seen, ())
+        try:
+            raw = await self._get(f"/log/consistency?from={sizes[0]}&to={sizes[1]}", PROOF_BYTES_MAX)
+            return Growth(seen, msgspec.json.decode(raw, type=_Consistency).path)
+        except (BundleUnavailableError, msgspec.DecodeError, UnicodeDecodeError):
+            return Growth(seen, ())
+
+    async def _bundle(self, receipt_id: str) -> ReceiptBundle:
+        return ReceiptBundle.decode(await self._get(f"/receipts/{receipt_id}", BUNDLE_BYTES_MAX))
+
+    async def _get(self, target: str, bytes_max: int) -> bytes:
+        body = bytearray()
+        try:
+            async with self._client.stream("GET", self._base_url + target, headers=self._headers) as response:
+                if response.status_code != _OK:
+                    raise BundleUnavailableError(f"{target} was answered with status {response.status_code}")
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > bytes_max:
+                        raise BundleUnavailableError(f"the answer to {target} is too long")
+        except httpx.HTTPError as error:
+            raise BundleUnavailableError(f"{self._base_url} does not answer: {type(error).__name__}") from error
+        return bytes(body)
+
+
+def offline_growth(trust: Trust, store: Store) -> Growth | None:
+    """What is known of the log without asking it: the checkpoint seen last."""
+    seen = store.seen(trust.log_key) if trust.log_key else None
+    return None if seen is None else Growth(seen, None)
+
+
+async def complete(
+    receipts: Receipts, store: Store, trust: Trust, receipt_id: str, *, wait_s: float
+) -> tuple[Proof, Report]:
+    """Fetch what belongs to a receipt, keep it beside what this client kept, and judge it all.
+
+    The checkpoint is remembered only when it is consistent with what was seen before.
+
+    Raises:
+        BundleUnavailableError: the gateway shows nothing.
+        MalformedError: what it shows, or what was kept, is not in its format.
+    """
+    kept = store.load(receipt_id)
+    bundle = await receipts.bundle(receipt_id, wait_s=wait_s)
+    if bundle.receipt_id != receipt_id:
+        raise MalformedError("the gateway shows the bundle of another receipt")
+    proof = Proof(bundle=bundle, opening=None if kept is None else kept.opening)
+    growth = await receipts.growth(trust, store, bundle)
+    report = await asyncio.to_thread(verify, proof, trust, growth)
+    if proof.opening is not None:
+        store.save(proof)
+    remember(store, trust, proof, report)
+    return proof, report
+
+
+def remember(store: Store, trust: Trust, proof: Proof, report: Report) -> None:
+    """Remember the log's checkpoint: the first one that holds, and then only those that are joined to it."""
+    steps = {step.name: step.outcome for step in report.steps}
+    joined = steps.get("log consistency") == "held" or store.seen(trust.log_key) is None
+    if joined and steps.get("log inclusion") == "held" and proof.bundle is not None and proof.bundle.log is not None:
+        store.see(trust.log_key, proof.bundle.log.checkpoint)

@@ -1,0 +1,70 @@
+"""The steps about the transparency log: the receipt is in it, and it only grew since it was last looked at."""
+
+import msgspec
+
+from cocoon.checkpoints import Checkpoint, NoteVerifier, open_checkpoint
+from cocoon.errors import MalformedError
+from cocoon.merkle import verify_consistency, verify_inclusion
+from cocoon.transparency import LeafType, entry_of, receipt_envelope
+from cocoon_client.trust import Trust
+from cocoon_client.verification.receipts import Facts
+from cocoon_client.verification.steps import Step, failed, held, not_shown
+
+
+class Growth(msgspec.Struct, frozen=True):
+    """The checkpoint that this client saw last, as the log signed it, and the proof that the shown one extends it.
+
+    The proof goes from the smaller of the two trees to the larger (RFC 6962); None where nobody could be asked for it.
+    """
+
+    seen: str
+    proof: tuple[bytes, ...] | None
+
+
+def inclusion(facts: Facts, trust: Trust) -> tuple[Step, Checkpoint | None]:
+    """The receipt's entry is under a checkpoint of the pinned log."""
+    name = "log inclusion"
+    place = facts.bundle.log
+    if place is None:
+        return not_shown(name, "the receipt is not in the transparency log yet"), None
+    if not trust.log_key:
+        return not_shown(name, "no log key is pinned, so nobody knows whose checkpoint this has to be"), None
+    if facts.keyset is None:
+        return not_shown(name, "no keyset is shown, and it is part of the log's entry"), None
+    try:
+        verifier = NoteVerifier.parse(trust.log_key)
+        checkpoint = open_checkpoint(place.checkpoint, verifier, origin=verifier.name)
+        if checkpoint.size != place.size:
+            return failed(name, "the checkpoint is of another size than the inclusion proof"), None
+        envelope = receipt_envelope(facts.keyset.receipt_pk, facts.bundle.head, facts.bundle.signature)
+        entry = entry_of(LeafType.RECEIPT, envelope).encode()
+        verify_inclusion(entry, place.index, place.size, place.path, checkpoint.root)
+    except MalformedError as error:
+        return failed(name, f"the log does not hold this receipt: {error}"), None
+    where = f"entry {place.index} of {place.size} of {checkpoint.origin}"
+    return held(name, f"the receipt is {where}, whose checkpoint is signed by the pinned key"), checkpoint
+
+
+def consistency(shown: Checkpoint | None, growth: Growth | None, trust: Trust) -> Step:
+    """The shown log and the one seen last are one log."""
+    name = "log consistency"
+    if shown is None:
+        return not_shown(name, "there is no checkpoint to compare", required=False)
+    if growth is None:
+        return not_shown(name, "this is the first checkpoint that this client sees", required=False)
+    try:
+        verifier = NoteVerifier.parse(trust.log_key)
+        seen = open_checkpoint(growth.seen, verifier, origin=shown.origin)
+        older, newer = (seen, shown) if seen.size <= shown.size else (shown, seen)
+        if growth.proof is None and older.size != newer.size:
+            sentence = "an earlier checkpoint is known, and the log was not asked to prove that it grew from there"
+            return not_shown(name, sentence, required=False)
+        verify_consistency(older.size, newer.size, growth.proof or (), older.root, newer.root)
+    except MalformedError as error:
+        return failed(name, f"the log was rewritten since it was seen last, or does not prove otherwise: {error}")
+    return held(name, f"the log of {newer.size} entries begins with the {older.size} entries of the older one")
+
+
+def anchor() -> Step:
+    """The log's root on TON."""
+    return not_shown("anchor", "checkpoints are not anchored on TON yet", required=False)
