@@ -28,6 +28,7 @@ _OPTIONS = {
     "ask-or-ceiling": ("COCOON_WORKER_ASK_OR_CEILING", "1: where the network pays less than you ask, work for that."),
     "threads": ("COCOON_ENGINE_THREADS", "CPU threads of the embedded engine; default 2."),
     "engine-args": ("COCOON_ENGINE_ARGS", "More arguments for a launched SGLang, quoted as in a shell."),
+    "endpoints": ("COCOON_SERVED_ENDPOINTS", "What the engine serves: some of chat,completions,embeddings."),
     "context-tokens": ("COCOON_CONTEXT_TOKENS", "Context of one request; default 4096."),
     "drain-s": ("COCOON_DRAIN_S", "Seconds that running jobs get after SIGTERM; default 30."),
     "state": ("COCOON_WORKER_STATE", "Folder for receipts until the gateway has judged them."),

@@ -10,6 +10,7 @@ import msgspec
 
 from cocoon.errors import MalformedError
 from cocoon.openai import ChatRequest, ModelRequest
+from cocoon.texts import CompletionRequest, EmbeddingRequest
 
 EndpointName = Literal["chat", "completions", "embeddings"]
 
@@ -18,17 +19,23 @@ class Endpoint:
     """One endpoint. `name` is how workers say that they serve it, `path` is where clients and engines know it.
 
     `job_path` is its path on the gateway-agent hop, `operation` its name in traces (OpenTelemetry's
-    `gen_ai.operation.name`). `index` counts the endpoints, so that a table of them is a tuple.
+    `gen_ai.operation.name`), `prompt` the member of the body that holds the prompt, `rid` what begins the names of
+    its jobs in engines. `index` counts the endpoints, so that a table of them is a tuple.
     """
 
-    __slots__ = ("decoder", "index", "job_path", "name", "operation", "path")
+    __slots__ = ("decoder", "index", "job_path", "name", "operation", "path", "prompt", "rid")
 
-    def __init__(self, name: EndpointName, index: int, path: str, operation: str, request: type[ModelRequest]) -> None:
+    def __init__(
+        self, name: EndpointName, index: int, path: str, *, operation: str, prompt: str, rid: str,
+        request: type[ModelRequest],
+    ) -> None:  # fmt: skip
         self.name: EndpointName = name
         self.index = index
         self.path = "/v1" + path
         self.job_path = "/v1/jobs" + path
         self.operation = operation
+        self.prompt = prompt
+        self.rid = rid
         self.decoder: msgspec.json.Decoder[ModelRequest] = msgspec.json.Decoder(request)
 
     def __repr__(self) -> str:
@@ -60,6 +67,16 @@ class Endpoint:
             raise MalformedError("the body is nested too deeply") from error
 
 
-CHAT = Endpoint("chat", 0, "/chat/completions", "chat", ChatRequest)
-ENDPOINTS: tuple[Endpoint, ...] = (CHAT,)
+CHAT = Endpoint(
+    "chat", 0, "/chat/completions", operation="chat", prompt="messages", rid="chatcmpl", request=ChatRequest
+)
+COMPLETIONS = Endpoint(
+    "completions", 1, "/completions", operation="text_completion", prompt="prompt", rid="cmpl",
+    request=CompletionRequest,
+)  # fmt: skip
+EMBEDDINGS = Endpoint(
+    "embeddings", 2, "/embeddings", operation="embeddings", prompt="input", rid="embd", request=EmbeddingRequest
+)
+ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS)
+BY_NAME: dict[EndpointName, Endpoint] = {endpoint.name: endpoint for endpoint in ENDPOINTS}
 BY_JOB_PATH = {endpoint.job_path: endpoint for endpoint in ENDPOINTS}

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from cocoon import canonical
+from cocoon.endpoints import EndpointName
 
 KEYSET_LABEL = b"cocoon/keyset/1\x00"
 KEYSET_SECONDS_MAX = 6 * 3600
@@ -63,11 +64,15 @@ def keyset_digest(raw: bytes) -> bytes:
     return hashlib.sha256(KEYSET_LABEL + raw).digest()
 
 
-class ServedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model of one worker; `context_tokens` is what a single request may use."""
+class ServedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One model of one worker; `context_tokens` is what a single request may use.
+
+    `endpoints` are those that the engine serves with it. Agents that do not say so serve chat, the first there was.
+    """
 
     id: ModelName
     context_tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    endpoints: Annotated[tuple[EndpointName, ...], msgspec.Meta(min_length=1, max_length=8)] = ("chat",)
 
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -250,6 +250,14 @@ class Chunk(msgspec.Struct, frozen=True):
     """Whatever an engine puts there; None when it did not fail."""
 
 
+class EmbeddingsAnswer(msgspec.Struct, frozen=True):
+    """The parts of an answer of embeddings that metering reads; the vectors stay as they are."""
+
+    data: tuple[msgspec.Raw, ...] = ()
+    usage: Usage | None = None
+    error: Any = None
+
+
 class ErrorDetail(msgspec.Struct, frozen=True):
     """The inside of an OpenAI error."""
 
@@ -266,6 +274,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 chunk_decoder = msgspec.json.Decoder(Chunk)
+embeddings_decoder = msgspec.json.Decoder(EmbeddingsAnswer)
 parts_decoder = msgspec.json.Decoder(list[ContentPart])
 any_decoder = msgspec.json.Decoder(Any)
 
@@ -278,6 +287,18 @@ def decode_chunk(payload: bytes) -> Chunk:
     """
     try:
         return chunk_decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError("the engine's answer is not in the OpenAI format") from error
+
+
+def decode_embeddings(body: bytes) -> EmbeddingsAnswer:
+    """What metering reads of an engine's embeddings.
+
+    Raises:
+        MalformedError: as `decode_chunk`.
+    """
+    try:
+        return embeddings_decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError("the engine's answer is not in the OpenAI format") from error
 

@@ -35,7 +35,7 @@ class Plan(msgspec.Struct, frozen=True):
         return self.request.model
 
     def terms(self, *, job_id: uuid.UUID, api_key: str, context_tokens: int, now_s: float) -> Terms:
-        """The clear header's part that the client decides; token maxima are totals over `n`.
+        """The clear header's part that the client decides; token maxima are totals over `n` and all prompts.
 
         Raises:
             NotSealableError: a value is out of its range.
@@ -47,7 +47,7 @@ class Plan(msgspec.Struct, frozen=True):
             each = DEFAULT_COMPLETION if default is None else default
             completion = min(each, context_tokens) * request.choices
         else:
-            completion = asked * request.copies
+            completion = asked * request.choices
         # A gateway cuts a chat's bound down to the context that it knows; the worker's own may be larger.
         context = PROMPT_MAX if self.endpoint is CHAT else context_tokens
         try:

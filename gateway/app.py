@@ -250,7 +250,7 @@ def _upstreams(settings: Settings) -> list[Upstream]:
     return [
         upstream(
             name=u.name, url=u.url, models=u.models, context_tokens=u.context_tokens, capacity=u.capacity,
-            api_key=u.api_key,
+            endpoints=u.endpoints, api_key=u.api_key,
         )
         for u in settings.upstreams
     ]  # fmt: skip

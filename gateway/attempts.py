@@ -14,6 +14,7 @@ from billing.pricing import ModelOffer
 from cocoon import openai
 from cocoon.canonical import base64url
 from cocoon.clock import Clock
+from cocoon.endpoints import EMBEDDINGS, Endpoint
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.http1 import HopError
 from cocoon.openai import ModelRequest
@@ -75,7 +76,7 @@ class Attempts:
         self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
         self._tenants: dict[uuid.UUID, bytes] = {}
 
-    def require_offered(self, offer: ModelOffer, request: ModelRequest, limit: PriceLimit) -> None:
+    def require_offered(self, endpoint: Endpoint, offer: ModelOffer, request: ModelRequest, limit: PriceLimit) -> None:
         """Refuse a request before it holds anything when everybody it may go to costs more than it allows.
 
         Raises:
@@ -83,7 +84,7 @@ class Attempts:
         """
         provider = request.provider or _NO_PREFERENCE
         targets = self._router.targets(
-            offer.model, require=provider.require, only=provider.only, ignore=provider.ignore
+            offer.model, endpoint=endpoint, require=provider.require, only=provider.only, ignore=provider.ignore
         )
         require_offered(targets, offer, limit)
 
@@ -134,6 +135,7 @@ class Attempts:
         try:
             dispatch = self._router.choose(
                 request.model,
+                endpoint=walk.endpoint,
                 exclude=frozenset(excluded),
                 require=provider.require if walk.sealed is None else self._sealed_require,
                 only=provider.only,
@@ -179,7 +181,7 @@ class Attempts:
             sealed=walk.sealed is not None,
             tenant=self._tenant(walk),
         )
-        if isinstance(target, Upstream) and not request.streams:
+        if not request.streams and (isinstance(target, Upstream) or walk.endpoint is EMBEDDINGS):
             deadline.expect_silence()
         else:
             deadline.expect_first_byte()

@@ -135,7 +135,7 @@ class Pipeline:
         offer = choose_offer(self._prices.book, principal, request.model)
         limit = read_limit(request.provider, call.max_price)
         if limit is not None:
-            self._attempts.require_offered(offer, request, limit)
+            self._attempts.require_offered(walk.endpoint, offer, request, limit)
         if isinstance(request, SealedAsk):
             bounds = sealed_bounds(request, walk.endpoint, offer)
         else:

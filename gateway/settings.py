@@ -16,6 +16,7 @@ from attestation.policy import POLICY_BYTES_MAX
 from cocoon.canonical import from_base64url
 from cocoon.checkpoints import is_key_name
 from cocoon.delegation import operator_of
+from cocoon.endpoints import EndpointName
 from cocoon.errors import CocoonError, MalformedError
 
 _NETWORK_SECRET_BYTES = 32
@@ -54,7 +55,7 @@ class Secret:
 class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A trusted OpenAI-compatible URL without an agent (`evidence = none`). `models` maps our names to its own.
 
-    `name` and `api_key` become header values as they are.
+    `endpoints` are those that it serves with each of them. `name` and `api_key` become header values as they are.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
@@ -62,6 +63,7 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
     context_tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     capacity: Annotated[int, msgspec.Meta(ge=1)] = 256
+    endpoints: Annotated[tuple[EndpointName, ...], msgspec.Meta(min_length=1)] = ("chat",)
     api_key: Annotated[str, msgspec.Meta(pattern=r"\A[\x21-\x7e]+\Z")] | None = None
 
     def __repr__(self) -> str:

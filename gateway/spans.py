@@ -67,7 +67,7 @@ def _attributes(walk: Walk, usage: TokenUsage, posted: Posted | None) -> dict[st
     if walk.request is not None:
         attributes[names.REQUEST_MODEL] = walk.request.model[:128]
         attributes[names.STREAM] = walk.request.streams
-        if walk.request.asked_completion is not None:
+        if walk.request.asked_completion:
             attributes[names.REQUEST_MAX_TOKENS] = walk.request.asked_completion
     if walk.error is not None:
         attributes[names.ERROR_TYPE] = walk.error.code

@@ -47,6 +47,7 @@ class Stack:
     """Gateways, agents and engines around one database; everything it starts ends with it."""
 
     def __init__(self, database_url: str, redis_url: str) -> None:
+        self.endpoints: list[str] | None = None
         self.database_url = database_url
         self.redis_url = redis_url
         self.api_key = new_secret_key(API_KEY_PREFIX, random.SystemRandom())
@@ -183,7 +184,11 @@ class Stack:
             )
 
     def gateway_environment(self, port: int, *, processes: int = 1, upstream: bool = True) -> dict[str, str]:
-        upstreams = [{"name": "engine", "url": self.engine.url, "models": {MODEL: MODEL}, "context_tokens": 8192}]
+        upstreams: list[dict[str, Any]] = [
+            {"name": "engine", "url": self.engine.url, "models": {MODEL: MODEL}, "context_tokens": 8192}
+        ]
+        if self.endpoints is not None:
+            upstreams[0]["endpoints"] = self.endpoints
         return {
             "COCOON_ENV": "development", "COCOON_DATABASE_URL": self.database_url, "COCOON_REDIS_URL": self.redis_url,
             "COCOON_PORT": str(port), "COCOON_GATEWAY_PROCESSES": str(processes),
@@ -197,6 +202,7 @@ class Stack:
             "COCOON_WORKER_KEY": self.worker_key, "COCOON_WORKER_NAME": name, "COCOON_WORKER_LISTEN": "127.0.0.1:0",
             "COCOON_WORKER_CAPACITY": "64", "COCOON_ENGINE": engine.url.removesuffix("/v1"),
             "COCOON_SERVED_MODEL": MODEL, "COCOON_CONTEXT_TOKENS": "8192", "COCOON_DRAIN_S": "5",
+            "COCOON_SERVED_ENDPOINTS": ",".join(self.endpoints or ()),
         }  # fmt: skip
 
     async def start_worker(self, name: str, engine: ScriptedEngine, **environment: str) -> subprocess.Popen[bytes]:

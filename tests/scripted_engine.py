@@ -98,7 +98,7 @@ class ScriptedEngine:
                 await writer.wait_closed()
 
     async def _answer(self, seen: SeenRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        if not seen.target.endswith("/chat/completions"):
+        if not seen.target.endswith(("/completions", "/embeddings")):
             writer.write(_plain(200, {"status": "ok", "object": "list", "data": [{"id": self.model}]}))
             return True
         self.requests.append(seen)
@@ -109,7 +109,8 @@ class ScriptedEngine:
             writer.write(_plain(status, script.get("body", {"error": {"message": "scripted", "type": "x"}}), script))
             seen.end("refused")
             return True
-        work = asyncio.ensure_future(self._generate(seen, request, script, writer))
+        answer = self._embed if seen.target.endswith("/embeddings") else self._generate
+        work = asyncio.ensure_future(answer(seen, request, script, writer))
         watch = asyncio.ensure_future(reader.read(1))
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
         for task in (work, watch):
@@ -119,10 +120,26 @@ class ScriptedEngine:
             seen.end("aborted")
         return ended is True
 
+    async def _embed(
+        self, seen: SeenRequest, request: dict[str, Any], script: dict[str, Any], writer: asyncio.StreamWriter
+    ) -> bool:
+        await asyncio.sleep(script["first_s"])
+        if script["die_after"] is not None:
+            seen.end("died")
+            writer.transport.abort()
+            return False
+        texts = request["input"] if isinstance(request["input"], list) else [request["input"]]
+        data = [{"object": "embedding", "index": at, "embedding": [0.5, 0.25]} for at in range(len(texts))]
+        usage = self.usage or {"prompt_tokens": 10, "total_tokens": 10}
+        writer.write(_plain(200, {"object": "list", "model": self.model, "data": data, "usage": usage}))
+        await writer.drain()
+        seen.end("complete")
+        return True
+
     async def _generate(
         self, seen: SeenRequest, request: dict[str, Any], script: dict[str, Any], writer: asyncio.StreamWriter
     ) -> bool:
-        stream = bool(request.get("stream"))
+        stream, bare = bool(request.get("stream")), "prompt" in request
         tokens = min(script["tokens"], request.get("max_tokens") or request.get("max_completion_tokens") or 10**9)
         usage = self.usage or script.get("usage") or {
             "prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens,
@@ -139,13 +156,15 @@ class ScriptedEngine:
             if stream:
                 content = script["text"].replace("{}", str(index))
                 delta = {"index": 0, "delta": {"content": content}, "finish_reason": None}
+                if bare:
+                    delta = {"index": 0, "text": content, "finish_reason": None}
                 self._event(writer, {"id": "c", "object": "chat.completion.chunk", "choices": [delta]}, script)
                 await writer.drain()
             seen.sent_tokens += 1
             if script["interval_s"]:
                 await asyncio.sleep(script["interval_s"])
         if stream:
-            last = {"index": 0, "delta": {}, "finish_reason": "stop"}
+            last = {"index": 0, "text" if bare else "delta": "" if bare else {}, "finish_reason": "stop"}
             self._event(writer, {"id": "c", "object": "chat.completion.chunk", "choices": [last]}, script)
             if (request.get("stream_options") or {}).get("include_usage"):
                 self._event(writer, {"id": "c", "choices": [], "usage": usage}, script)
@@ -153,6 +172,8 @@ class ScriptedEngine:
         else:
             text = "".join(script["text"].replace("{}", str(index)) for index in range(tokens))
             choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            if bare:
+                choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}
             answer = {"id": "c", "object": "chat.completion", "model": self.model, "choices": [choice], "usage": usage}
             writer.write(_plain(200, answer))
         await writer.drain()
@@ -182,7 +203,10 @@ def _script(request: dict[str, Any]) -> dict[str, Any]:
         "tokens": 5, "first_s": 0, "interval_s": 0, "die_after": None, "status": 200, "retry_after": None,
         "split": False, "text": "t{} ",
     }  # fmt: skip
-    content = request["messages"][-1].get("content")
+    given = request.get("prompt", request.get("input"))
+    if isinstance(given, list):
+        given = given[0]
+    content = request["messages"][-1].get("content") if given is None else given
     if isinstance(content, str) and content.startswith("{"):
         with contextlib.suppress(json.JSONDecodeError):
             script |= json.loads(content)

@@ -37,7 +37,7 @@ class SealedCall:
             "key_tag": key_tag(api_key),
             "model": request.model,
             "max_prompt": request.prompt_max(len(self.body), PromptTerms(CONTEXT_TOKENS, 16, 16)),
-            "max_completion": request.choices * (request.asked_completion or 64),
+            "max_completion": request.choices * (64 if request.asked_completion is None else request.asked_completion),
             "n": request.copies,
             "stream": request.streams,
             "not_after": int(time.time()) + 300,
@@ -72,7 +72,8 @@ class OpenedAnswer:
     def text(self) -> str:
         """What the model said."""
         if not self.call.streams:
-            return str(msgspec.json.decode(self.data)["choices"][0]["message"]["content"])
+            choice = msgspec.json.decode(self.data)["choices"][0]
+            return str(choice["text"] if "text" in choice else choice["message"]["content"])
         chunks = [msgspec.json.decode(payload) for payload in self.payloads if payload != b"[DONE]"]
         return "".join(c["delta"].get("content") or "" for chunk in chunks for c in chunk["choices"])
 

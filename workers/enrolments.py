@@ -8,6 +8,7 @@ import uuid
 
 import msgspec
 
+from cocoon.endpoints import EndpointName
 from cocoon.enrolment import KEYSET_SECONDS_MAX, EnrolRequest, Keyset, keyset_digest
 from cocoon.errors import MalformedError
 from workers.addresses import parse_endpoint, require_permitted_host
@@ -114,8 +115,9 @@ def attested(worker: Worker, judged: Judged) -> Worker:
 
 
 def upstream(
-    *, name: str, url: str, models: dict[str, str], context_tokens: int, capacity: int, api_key: str | None = None
-) -> Upstream:
+    *, name: str, url: str, models: dict[str, str], context_tokens: int, capacity: int,
+    endpoints: tuple[EndpointName, ...] = ("chat",), api_key: str | None = None,
+) -> Upstream:  # fmt: skip
     """A plain OpenAI upstream from the operator's settings. Its address is the operator's choice, private or not.
 
     Raises:
@@ -132,6 +134,7 @@ def upstream(
         models=models,
         context_tokens=context_tokens,
         capacity=capacity,
+        endpoints=endpoints,
         api_key=api_key,
     )
 

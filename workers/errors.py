@@ -17,6 +17,12 @@ class ModelNotFoundError(WorkersError):
     code: ClassVar[str] = "model_not_found"
 
 
+class EndpointUnsupportedError(WorkersError):
+    """The model is served, but not at this endpoint."""
+
+    code: ClassVar[str] = "model_not_found"
+
+
 class NoWorkerError(WorkersError):
     """No worker that serves this model can be used at the moment."""
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 
 from cocoon.clock import Clock
+from cocoon.endpoints import ENDPOINTS, Endpoint, EndpointName
 from cocoon.enrolment import HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX, Heartbeat
 from workers.enrolments import admit, upstream
 from workers.load import TargetLoad
@@ -72,6 +73,7 @@ class Registry:
         self._workers: dict[uuid.UUID, Member] = {}
         self._upstreams: dict[uuid.UUID, Member] = {}
         self._by_model: dict[str, tuple[Member, ...]] = {}
+        self._by_endpoint: tuple[dict[str, tuple[Member, ...]], ...] = tuple({} for _ in ENDPOINTS)
         self._asked: frozenset[str] = frozenset()
         self._early: dict[uuid.UUID, tuple[float, Heartbeat]] = {}
         self._held_at: float | None = None
@@ -141,9 +143,13 @@ class Registry:
 
     # Reading
 
-    def knows(self, model: str) -> bool:
-        """Whether anybody serves this model, live or not."""
-        return model in self._by_model
+    def knows(self, model: str, endpoint: Endpoint | None = None) -> bool:
+        """Whether anybody serves this model, live or not, at this endpoint or (None) at any."""
+        return model in self._members_of(endpoint)
+
+    def endpoints(self, model: str) -> tuple[EndpointName, ...]:
+        """Where the model is served, by anybody, live or not."""
+        return tuple(endpoint.name for endpoint in ENDPOINTS if model in self._by_endpoint[endpoint.index])
 
     def has_asks(self, model: str) -> bool:
         """Whether anybody asks for something else than the network's price for this model."""
@@ -153,12 +159,12 @@ class Registry:
         """The live targets of a model."""
         return [member.target for member in self.live_members(model, self._clock.monotonic())]
 
-    def live_members(self, model: str, now: float) -> list[Member]:
-        """The members that serve a model, report, and do not drain."""
+    def live_members(self, model: str, now: float, endpoint: Endpoint | None = None) -> list[Member]:
+        """The members that serve a model at an endpoint (None: at any), report, and do not drain."""
         since = self._live_since(now)
         return [
             member
-            for member in self._by_model.get(model, ())
+            for member in self._members_of(endpoint).get(model, ())
             if member.seen_at >= since and member.expires_at > now and not member.load.draining and not member.suspended
         ]
 
@@ -208,6 +214,9 @@ class Registry:
         """Whether the member reports and its keyset is valid; it may be draining."""
         return self._live(member, self._clock.monotonic())
 
+    def _members_of(self, endpoint: Endpoint | None) -> dict[str, tuple[Member, ...]]:
+        return self._by_model if endpoint is None else self._by_endpoint[endpoint.index]
+
     def _live_since(self, now: float) -> float:
         return (now if self._held_at is None else self._held_at) - LIVE_S
 
@@ -243,13 +252,18 @@ class Registry:
         member.suspended = quarantined or member.target_id in self._suspended
 
     def _index(self) -> None:
+        self._by_model = self._index_of(None)
+        self._by_endpoint = tuple(self._index_of(endpoint) for endpoint in ENDPOINTS)
+        targets = [member.target for member in self._workers.values()]
+        self._asked = frozenset(ask.model for target in targets if isinstance(target, Worker) for ask in target.asks)
+
+    def _index_of(self, endpoint: Endpoint | None) -> dict[str, tuple[Member, ...]]:
         lists: dict[str, list[Member]] = {}
         for member in self.members():
             for served in member.target.served_models():
-                lists.setdefault(served.id, []).append(member)
-        self._by_model = {model: tuple(members) for model, members in lists.items()}
-        targets = [member.target for member in self._workers.values()]
-        self._asked = frozenset(ask.model for target in targets if isinstance(target, Worker) for ask in target.asks)
+                if endpoint is None or endpoint.name in served.endpoints:
+                    lists.setdefault(served.id, []).append(member)
+        return {model: tuple(members) for model, members in lists.items()}
 
     def _keep_early(self, worker_id: uuid.UUID, heartbeat: Heartbeat, now: float) -> None:
         if len(self._early) >= EARLY_HEARTBEATS_MAX and worker_id not in self._early:

@@ -20,7 +20,8 @@ from collections.abc import Callable
 import structlog
 
 from cocoon.clock import Clock
-from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
+from cocoon.endpoints import Endpoint
+from workers.errors import EndpointUnsupportedError, ModelNotFoundError, NoWorkerError, WorkersBusyError
 from workers.load import RATE_DEFAULT, TargetLoad, median, saturation
 from workers.registry import Member, Registry, Requirement, Target
 
@@ -136,6 +137,7 @@ class Router:
         self,
         model: str,
         *,
+        endpoint: Endpoint | None = None,
         prompt_tokens_bound: int = 0,
         exclude: frozenset[uuid.UUID] = frozenset(),
         require: Requirement = "any",
@@ -147,20 +149,22 @@ class Router:
     ) -> Dispatch:
         """A target for a request whose prompt has at most `prompt_tokens_bound` tokens; it counts as dispatched.
 
-        `exclude` holds targets already tried, `only` and `ignore` name targets by name or id. With `cheapest`, of the
-        targets with room those are chosen from that `quote` least, and the expected cost in seconds comes second.
-        `keysets` are the only ones that can do it, for a sealed request.
+        `endpoint` is what it must serve the model at; None is any. `exclude` holds targets already tried, `only` and
+        `ignore` name targets by name or id. With `cheapest`, of the targets with room those are chosen from that
+        `quote` least, and the expected cost in seconds comes second. `keysets` are the only ones that can do it, for a
+        sealed request.
 
         Raises:
             ModelNotFoundError: nobody serves the model.
+            EndpointUnsupportedError: nobody serves it at this endpoint.
             WorkersBusyError: those who could are at capacity or asked for a pause.
             NoWorkerError: none is live, allowed and sound.
         """
         registry = self._registry
-        if not registry.knows(model):
-            raise ModelNotFoundError
+        if not registry.knows(model, endpoint):
+            raise _unserved(registry, model)
         now = self._clock.monotonic()
-        candidates = registry.live_members(model, now)
+        candidates = registry.live_members(model, now, endpoint)
         if exclude or require != "any" or only or ignore:
             candidates = _allowed(candidates, exclude, require, only, ignore)
         if keysets is not None:
@@ -189,10 +193,11 @@ class Router:
         return self._registry.has_asks(model)
 
     def targets(
-        self, model: str, *, require: Requirement = "any", only: tuple[str, ...] = (), ignore: tuple[str, ...] = ()
-    ) -> list[Target]:
+        self, model: str, *, endpoint: Endpoint | None = None, require: Requirement = "any",
+        only: tuple[str, ...] = (), ignore: tuple[str, ...] = (),
+    ) -> list[Target]:  # fmt: skip
         """The live targets that such a request may go to, whether or not they have room."""
-        members = self._registry.live_members(model, self._clock.monotonic())
+        members = self._registry.live_members(model, self._clock.monotonic(), endpoint)
         return [member.target for member in _allowed(members, frozenset(), require, only, ignore)]
 
     def _pick(self, model: str, pool: list[Member], prompt_tokens: int, now: float) -> Member:
@@ -268,6 +273,14 @@ def _cheapest(members: list[Member], quote: Quote) -> list[Member]:
     quoted = [(cost, member) for member in members if (cost := quote(member.target)) is not None]
     least = min(cost for cost, _ in quoted)
     return [member for cost, member in quoted if cost == least]
+
+
+def _unserved(registry: Registry, model: str) -> ModelNotFoundError | EndpointUnsupportedError:
+    endpoints = registry.endpoints(model)
+    if not endpoints:
+        return ModelNotFoundError()
+    names = ", ".join(endpoints)
+    return EndpointUnsupportedError(f"The model {model!r} is not served at this endpoint, only for {names}.")
 
 
 def _refusal(candidates: list[Member], now: float) -> NoWorkerError | WorkersBusyError:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from cocoon.endpoints import EndpointName
 from cocoon.enrolment import ServedModel
 from cocoon.receipt import NO_STAKE
 
@@ -91,6 +92,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     models: dict[str, str]
     context_tokens: int
     capacity: int
+    endpoints: tuple[EndpointName, ...] = ("chat",)
     api_key: str | None = None
     evidence: EvidenceLevel = "none"
 
@@ -101,7 +103,9 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     def served_models(self) -> tuple[ServedModel, ...]:
         """Public model names with what one request may use."""
-        return tuple(ServedModel(id=name, context_tokens=self.context_tokens) for name in self.models)
+        return tuple(
+            ServedModel(id=name, context_tokens=self.context_tokens, endpoints=self.endpoints) for name in self.models
+        )
 
     def __repr__(self) -> str:
         return f"Upstream(name={self.name!r}, host={self.host!r}, port={self.port}, path={self.path!r}, api_key=***)"

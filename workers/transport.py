@@ -14,7 +14,7 @@ import msgspec
 
 from cocoon import hop, openai, receipt, splice, sse
 from cocoon.clock import Clock
-from cocoon.endpoints import Endpoint
+from cocoon.endpoints import EMBEDDINGS, Endpoint
 from cocoon.errors import MalformedError
 from cocoon.hop import FrameKind, FrameReader
 from cocoon.http1 import Connection, Head, HopClosedError, HopError, request_bytes
@@ -202,6 +202,8 @@ class Transport:
         if job.stream:
             _require_type(connection, head, b"text/event-stream")
             return _EventAnswer(self._connections, route, connection, show_usage=job.show_usage)
+        if job.endpoint is EMBEDDINGS:
+            return _EmbeddingAnswer(self._connections, route, connection)
         return _UnaryAnswer(self._connections, route, connection)
 
     async def _exchange(
@@ -320,6 +322,18 @@ class _UnaryAnswer(_PooledAnswer):
         usage = token_usage(answer.usage) or TokenUsage()
         reason = next((c.finish_reason for c in answer.choices if c.finish_reason), "stop")
         return Batch(body, usage, End(usage=usage, finish_reason=_known_reason(reason)))
+
+
+class _EmbeddingAnswer(_PooledAnswer):
+    """A plain upstream's embeddings, in one batch."""
+
+    async def next(self) -> Batch:
+        body = await self._connection.read_all(ANSWER_BYTES_MAX)
+        answer = openai.decode_embeddings(body)
+        if answer.error is not None or not answer.data:
+            raise MalformedError("the upstream's answer is none")
+        usage = token_usage(answer.usage) or TokenUsage()
+        return Batch(body, usage, End(usage=usage, finish_reason="stop"))
 
 
 class _EventAnswer(_PooledAnswer):

@@ -315,6 +315,7 @@ class Network:
             "COCOON_ENGINE": "xllamacpp",
             "COCOON_ENGINE_THREADS": str(WORKER_THREADS),
             "COCOON_SERVED_MODEL": MODEL,
+            "COCOON_SERVED_ENDPOINTS": "chat,completions,embeddings",
             "COCOON_CONTEXT_TOKENS": str(CONTEXT_TOKENS),
         }
 

@@ -46,6 +46,7 @@ from gateway.wallet_keys import (
 )
 from workers.errors import (
     ChallengesFullError,
+    EndpointUnsupportedError,
     EnrolmentRefusedError,
     EnrolmentStoreUnavailableError,
     HeartbeatRefusedError,
@@ -80,6 +81,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     WalletLimitError: (429, "rate_limit_error"),
     TransferTimeError: (400, "invalid_request_error"),
     ModelUnknownError: (404, "invalid_request_error"),
+    EndpointUnsupportedError: (404, "invalid_request_error"),
     NotLoggedError: (404, "invalid_request_error"),
     OrganisationUnknownError: (404, "invalid_request_error"),
     ProjectUnknownError: (404, "invalid_request_error"),

@@ -123,6 +123,33 @@ def test_a_stream_with_usage_ends_with_the_cost(network: Network, client: OpenAI
     assert row["completion_tokens"] == last.usage.completion_tokens
 
 
+def test_texts_are_completed_and_embedded(network: Network, client: OpenAI) -> None:
+    raw = client.completions.with_raw_response.create(
+        model=MODEL, prompt=["The sky is", "Water is"], n=2, max_tokens=4, logprobs=1
+    )
+    answer = raw.parse()
+    assert answer.object == "text_completion"
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.usage is not None
+    assert 4 <= answer.usage.completion_tokens <= 16
+    row = network.usage(raw.headers["x-request-id"])
+    assert row["charge_nano"] == cost_of(answer.usage) > 0
+    assert row["receipt_signature"] is not None
+    with client.completions.create(model=MODEL, prompt="The sky is", max_tokens=4, stream=True) as stream:
+        chunks = list(stream)
+    assert chunks[-1].choices[0].finish_reason in {"stop", "length"}
+    assert "".join(chunk.choices[0].text for chunk in chunks)
+
+    # As the client asks by itself: base64, which it decodes.
+    vectors = client.embeddings.with_raw_response.create(model=MODEL, input=["The sky is blue.", "Water is wet."])
+    embedded = vectors.parse()
+    assert [one.index for one in embedded.data] == [0, 1]
+    assert len(embedded.data[0].embedding) == len(embedded.data[1].embedding) > 100
+    row = network.usage(vectors.headers["x-request-id"])
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (embedded.usage.prompt_tokens, 0)
+    assert row["charge_nano"] > 0
+
+
 async def test_the_async_client_answers_and_streams_side_by_side(async_client: AsyncOpenAI) -> None:
     async def whole() -> int:
         answer = await async_client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=6, temperature=0)

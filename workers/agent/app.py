@@ -10,7 +10,7 @@ import structlog
 from cocoon import hop, telemetry
 from cocoon.canonical import base64url, from_base64url
 from cocoon.clock import Clock
-from cocoon.endpoints import BY_JOB_PATH, Endpoint
+from cocoon.endpoints import BY_JOB_PATH, Endpoint, EndpointName
 from cocoon.errors import MalformedError
 from cocoon.openai import FieldError, ModelRequest
 from cocoon.receipt_batch import STUB_CHARS_MAX
@@ -55,6 +55,7 @@ class AgentApp:
         unsigned: Unsigned,
         tracer: Tracer,
         served_model: str,
+        endpoints: tuple[EndpointName, ...],
         context_tokens: int,
         tee_type: str,
         job_s_max: float,
@@ -70,6 +71,7 @@ class AgentApp:
         self._unsigned = unsigned
         self._tracer = tracer
         self._served_model = served_model
+        self._endpoints = endpoints
         self._context_tokens = context_tokens
         self._tee_type = tee_type
         self._job_s_max = job_s_max
@@ -193,6 +195,10 @@ class AgentApp:
             raise RefusedError(refusals.bad_field(error)) from error
         except MalformedError as error:
             raise RefusedError(refusals.BAD_BODY) from error
+        if endpoint.name not in self._endpoints:
+            raise RefusedError(refusals.unsupported(endpoint.name))
+        if request.choices > request.copies * request.prompts:
+            raise RefusedError(refusals.BEST_OF)
         salt, salt_header = self._salt(header(scope, hop.SALT_HEADER))
         incoming = header(scope, "traceparent")
         trace = self._tracer.begin(incoming)
@@ -280,7 +286,7 @@ def _stub(given: str | None) -> str:
 
 
 def _completion_max(ticket: Ticket, request: ModelRequest) -> int:
-    """Tokens per choice: what the client asks for, within an equal share of the ticket.
+    """Tokens per choice: what the client asks for, within an equal share of the ticket. None at all for embeddings.
 
     Raises:
         RefusedError: the share is nothing.
@@ -288,7 +294,7 @@ def _completion_max(ticket: Ticket, request: ModelRequest) -> int:
     share = ticket.max_completion // request.choices
     asked = request.asked_completion
     allowed = share if asked is None else min(share, asked)
-    if allowed < 1:
+    if allowed < 1 and asked != 0:
         raise RefusedError(refusals.NO_ALLOWANCE)
     return allowed
 

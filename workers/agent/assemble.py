@@ -1,4 +1,4 @@
-"""Puts a unary `chat.completion` together from the chunks of a stream."""
+"""Puts a unary `chat.completion` or `text_completion` together from the chunks of a stream."""
 
 from collections.abc import Collection
 from typing import Any, cast
@@ -6,13 +6,13 @@ from typing import Any, cast
 import msgspec
 
 from cocoon.openai import any_decoder
+from cocoon.texts import CHOICES_MAX
 from cocoon.usage import TokenUsage
 from workers.agent.chunks import BrokenStreamError
 
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
-CHOICES_MAX = 64
 TOOL_CALLS_MAX = 1024
-_CHOICE_KNOWN = frozenset({"index", "delta", "finish_reason", "logprobs"})
+_CHOICE_KNOWN = frozenset({"index", "delta", "text", "finish_reason", "logprobs"})
 _TOP_KNOWN = frozenset({"choices", "usage", "object"})
 _JSON = dict[str, Any]
 
@@ -89,11 +89,26 @@ class _Choice:
         }
 
 
-class UnaryAssembler:
-    """Fed the payloads of one stream; bounded by `ANSWER_BYTES_MAX` of them."""
+class _TextChoice(_Choice):
+    def add(self, choice: _JSON) -> None:
+        super().add(choice)
+        text = choice.get("text")
+        if isinstance(text, str):
+            self.texts.setdefault("text", []).append(text)
 
-    def __init__(self, hidden: Collection[str]) -> None:
+    def built(self, index: int) -> _JSON:
+        text = "".join(self.texts.get("text", ()))
+        finish = {"logprobs": self.logprobs, "finish_reason": self.finish_reason}
+        return {"index": index, "text": text, **finish, **self.extra}
+
+
+class UnaryAssembler:
+    """Fed the payloads of one stream; bounded by `ANSWER_BYTES_MAX` of them. `texts`: of bare texts, not messages."""
+
+    def __init__(self, hidden: Collection[str], *, texts: bool = False) -> None:
         self._hidden = hidden
+        self._choice_type = _TextChoice if texts else _Choice
+        self._object = "text_completion" if texts else "chat.completion"
         self._top: _JSON = {}
         self._choices: dict[int, _Choice] = {}
         self._bytes = 0
@@ -121,13 +136,13 @@ class UnaryAssembler:
         if index not in self._choices:
             if len(self._choices) >= CHOICES_MAX:
                 raise BrokenStreamError("too many choices")
-            self._choices[index] = _Choice()
+            self._choices[index] = self._choice_type()
         return self._choices[index]
 
     def finish(self, usage: TokenUsage) -> bytes:
         """The JSON of the whole answer, with these counts."""
         top = self._top
-        answer: _JSON = {"id": top.pop("id", ""), "object": "chat.completion", "created": top.pop("created", 0)}
+        answer: _JSON = {"id": top.pop("id", ""), "object": self._object, "created": top.pop("created", 0)}
         answer["model"] = top.pop("model", "")
         answer["choices"] = [self._choices[index].built(index) for index in sorted(self._choices)]
         answer["usage"] = usage_members(usage)

@@ -53,7 +53,12 @@ class _Delta(msgspec.Struct, frozen=True):
 class _Choice(msgspec.Struct, frozen=True):
     index: int = 0
     delta: _Delta | None = None
+    text: msgspec.Raw = _NULL
     finish_reason: str | None = None
+
+    @property
+    def carries(self) -> bool:
+        return self.delta.carries if self.delta is not None else bytes(self.text) not in _EMPTY
 
 
 class _PromptDetails(msgspec.Struct, frozen=True):
@@ -132,6 +137,38 @@ def read_chunk(payload: bytes) -> EngineChunk:
     return chunk
 
 
+class EngineEmbeddings(msgspec.Struct, frozen=True):
+    """An engine's embeddings: its JSON as it came, and what metering reads of it."""
+
+    payload: bytes
+    usage: EngineUsage | None
+
+
+class _Embeddings(msgspec.Struct, frozen=True):
+    data: tuple[msgspec.Raw, ...] = ()
+    usage: EngineUsage | None = None
+    error: msgspec.Raw = _NULL
+    object: str | None = None
+
+
+def read_embeddings(payload: bytes, texts: int) -> EngineEmbeddings:
+    """The answer to a request for embeddings of that many texts.
+
+    Raises:
+        EngineRefusedError: it reports a fault of the request.
+        BrokenStreamError: it is none, or not one of every text.
+    """
+    try:
+        answer = msgspec.json.decode(payload, type=_Embeddings)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BrokenStreamError("the engine sent something that is not embeddings") from error
+    if answer.object == "error" or bytes(answer.error) != b"null":
+        raise EngineRefusedError(_error_status(payload), payload, None)
+    if len(answer.data) != texts:
+        raise BrokenStreamError("the engine did not embed every text")
+    return EngineEmbeddings(payload, answer.usage)
+
+
 class _ErrorCode(msgspec.Struct, frozen=True):
     code: int | str | None = None
 
@@ -154,41 +191,56 @@ def _error_status(payload: bytes) -> int:
 class Meter:
     """Counts tokens: chunks with content first, the engine's own numbers as soon as it gives them.
 
-    Never above the maxima of the ticket, whatever the engine says.
+    Never above the maxima of the ticket, whatever the engine says. Engines count the choices of one prompt after
+    another, `copies` of each.
     """
 
-    def __init__(self, dialect: Dialect, *, prompt_max: int, completion_max: int) -> None:
+    def __init__(self, dialect: Dialect, *, prompt_max: int, completion_max: int, copies: int = 1) -> None:
         self._dialect = dialect
         self._prompt_max = prompt_max
         self._completion_max = completion_max
+        self._copies = copies
         self._counted: dict[int, int] = {}
         self._exact: dict[int, int] = {}
         self._finish: dict[int, str] = {}
-        self._prompt = 0
-        self._announced = 0
-        self._cached = 0
+        self._prompts: dict[int, int] = {}
+        self._announced: dict[int, int] = {}
+        self._cached: dict[int, int] = {}
+        self._final_prompt = 0
         self._final_cached: int | None = None
         self._final_completion: int | None = None
 
     def add(self, chunk: EngineChunk) -> None:
         """Count a chunk."""
         for choice in chunk.choices:
-            if choice.delta is not None and choice.delta.carries:
+            if choice.carries:
                 self._counted[choice.index] = self._counted.get(choice.index, 0) + 1
             if choice.finish_reason is not None:
                 self._finish[choice.index] = choice.finish_reason
         if (progress := chunk.prompt_progress) is not None:
-            self._saw_prompt(progress.processed, progress.cache)
-            self._announced = max(self._announced, progress.total)
+            self._saw_prompt(chunk.choices, progress.processed, progress.cache)
+            at = self._prompt_of(chunk.choices)
+            self._announced[at] = max(self._announced.get(at, 0), progress.total)
         elif (timings := chunk.timings) is not None and chunk.choices:
-            self._saw_prompt(timings.cache_n + timings.prompt_n, timings.cache_n)
+            self._saw_prompt(chunk.choices, timings.cache_n + timings.prompt_n, timings.cache_n)
             self._saw_completion(chunk.choices, timings.predicted_n)
         if chunk.usage is not None:
             self._add_usage(chunk, chunk.usage)
 
+    def add_document(self, usage: EngineUsage | None) -> None:
+        """Count an answer that came whole and holds nothing that was generated."""
+        self._finish[0] = "stop"
+        if usage is not None:
+            self._add_usage(EngineChunk(), usage)
+
     def _add_usage(self, chunk: EngineChunk, usage: EngineUsage) -> None:
         if usage.prompt_tokens is not None:
-            self._saw_prompt(usage.prompt_tokens, usage.cached)
+            if chunk.choices:
+                self._saw_prompt(chunk.choices, usage.prompt_tokens, usage.cached)
+            else:
+                self._final_prompt = max(self._final_prompt, usage.prompt_tokens)
+                if usage.cached is not None:
+                    self._cached = {0: usage.cached}
         if usage.completion_tokens is None:
             return
         if chunk.choices:
@@ -203,10 +255,15 @@ class Meter:
         else:
             self._final_completion = usage.completion_tokens
 
-    def _saw_prompt(self, prompt: int, cached: int | None) -> None:
-        self._prompt = max(self._prompt, prompt)
+    def _prompt_of(self, choices: tuple[_Choice, ...]) -> int:
+        """Which prompt a chunk is about; the first when it does not say."""
+        return choices[0].index // self._copies if choices else 0
+
+    def _saw_prompt(self, choices: tuple[_Choice, ...], prompt: int, cached: int | None) -> None:
+        at = self._prompt_of(choices)
+        self._prompts[at] = max(self._prompts.get(at, 0), prompt)
         if cached is not None:
-            self._cached = cached
+            self._cached[at] = cached
 
     def _saw_completion(self, choices: Iterable[_Choice], completion: int) -> None:
         for choice in choices:
@@ -215,7 +272,11 @@ class Meter:
     @property
     def over_prompt(self) -> bool:
         """Whether the prompt is longer than the ticket pays for, as soon as the engine knows its length."""
-        return max(self._prompt, self._announced) > self._prompt_max
+        return max(self._prompt, sum(self._announced.values())) > self._prompt_max
+
+    @property
+    def _prompt(self) -> int:
+        return max(self._final_prompt, sum(self._prompts.values()))
 
     @property
     def usage(self) -> TokenUsage:
@@ -224,7 +285,7 @@ class Meter:
         if completion is None:
             completion = sum({**self._counted, **self._exact}.values())
         prompt = min(max(0, self._prompt), _COUNT_MAX)
-        cached = self._cached if self._final_cached is None else self._final_cached
+        cached = sum(self._cached.values()) if self._final_cached is None else self._final_cached
         return TokenUsage(
             prompt=prompt,
             cached=min(max(0, cached), prompt),

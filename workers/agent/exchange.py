@@ -13,7 +13,7 @@ import structlog
 
 from cocoon import hop
 from cocoon.clock import Clock, unix_ms
-from cocoon.endpoints import Endpoint
+from cocoon.endpoints import COMPLETIONS, EMBEDDINGS, Endpoint
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.openai import ModelRequest
 from cocoon.receipt import SEAL_PLAIN, SEAL_SEALED, Commitment, ReceiptBody
@@ -26,7 +26,8 @@ from cocoon.tracing import Trace
 from cocoon.usage import TokenUsage
 from workers.agent import refusals
 from workers.agent.asgi import Receive, Send, send_refusal, send_sealed_refusal
-from workers.agent.chunks import BrokenStreamError, Curtain, Meter, read_chunk
+from workers.agent.assemble import ANSWER_BYTES_MAX, UnaryAssembler
+from workers.agent.chunks import BrokenStreamError, Curtain, Meter, read_chunk, read_embeddings
 from workers.agent.engines.ports import (
     Engine,
     EngineCall,
@@ -40,7 +41,7 @@ from workers.agent.receipt_store import KeptReceipt, ReceiptStore
 from workers.agent.receipts import SignedReceipt
 from workers.agent.refusals import Refusal
 from workers.agent.sealing import SealedAnswer
-from workers.agent.sinks import Sink, StreamSink, UnarySink
+from workers.agent.sinks import DocumentSink, Sink, StreamSink, UnarySink
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -82,7 +83,7 @@ class Job(msgspec.Struct, frozen=True):
     @property
     def rid(self) -> str:
         """The job's name in the engine, and so in many engines the answer's id."""
-        return f"chatcmpl-{self.ticket.job_id.hex}-{self.ticket.attempt}"
+        return f"{self.endpoint.rid}-{self.ticket.job_id.hex}-{self.ticket.attempt}"
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -142,7 +143,10 @@ class Exchange:
         )
         self._commitment = Commitment(job.salt)
         self._commitment.request(job.body)
-        self._meter = Meter(engine.dialect, prompt_max=job.ticket.max_prompt, completion_max=job.ticket.max_completion)
+        self._meter = Meter(
+            engine.dialect, prompt_max=job.ticket.max_prompt, completion_max=job.ticket.max_completion,
+            copies=job.request.copies,
+        )  # fmt: skip
         self._sink = _sink(self._call, engine, self._commitment)
         self._random = random
         self._sealed = self._new_seal()
@@ -191,7 +195,10 @@ class Exchange:
             self._break(error)
             return
         try:
-            await self._relay(generation, send)
+            if self._job.endpoint is EMBEDDINGS:
+                await self._collect(generation, send)
+            else:
+                await self._relay(generation, send)
         except (EngineError, MalformedError) as error:
             self._break(error)
         finally:
@@ -201,11 +208,26 @@ class Exchange:
         """Before the head the engine's failure can still become an HTTP error."""
         _log.warning("engine_broke_job", job_id=str(self._job.ticket.job_id), reason=_loggable(error))
         if isinstance(error, EngineRefusedError):
-            self._refusal = refusals.engine_refusal(error.status, error.body, error.retry_after)
+            prompt = self._job.endpoint.prompt
+            self._refusal = refusals.engine_refusal(error.status, error.body, error.retry_after, prompt)
         elif isinstance(error, OverPromptError):
-            self._refusal = refusals.OVER_PROMPT
+            self._refusal = refusals.over_prompt(self._job.endpoint.prompt)
         elif isinstance(error, EngineUnavailableError):
             self._refusal = refusals.ENGINE_UNAVAILABLE
+
+    async def _collect(self, generation: Generation, send: Send) -> None:
+        """An answer that comes whole."""
+        parts: list[bytes] = []
+        size = 0
+        while received := await generation.read():
+            parts.append(received)
+            size += len(received)
+            if size > ANSWER_BYTES_MAX:
+                raise BrokenStreamError("the answer is too large to assemble")
+        document = read_embeddings(b"".join(parts), self._job.request.prompts)
+        self._meter.add_document(document.usage)
+        self._sink = DocumentSink(document.payload, self._commitment)
+        await self._finish(send)
 
     async def _relay(self, generation: Generation, send: Send) -> None:
         splitter = EventSplitter()
@@ -387,7 +409,7 @@ def _sink(call: EngineCall, engine: Engine, commitment: Commitment) -> Sink:
     curtain = Curtain(call, engine.dialect)
     if call.request.streams:
         return StreamSink(curtain, commitment, wants_usage=call.request.wants_usage)
-    return UnarySink(curtain, commitment)
+    return UnarySink(curtain, commitment, UnaryAssembler(curtain.hidden, texts=call.endpoint is COMPLETIONS))
 
 
 def _trailer(signed: SignedReceipt, usage: TokenUsage, finish_reason: str, failure: str | None = None) -> hop.Trailer:

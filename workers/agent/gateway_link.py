@@ -165,6 +165,11 @@ class GatewayLink:
             _log.info("worker_enrolled", worker_id=str(answer.worker_id), keyset=keyset, tee=self._tee.tee_type)
         return answer, None
 
+    @property
+    def _served(self) -> ServedModel:
+        told = self._settings
+        return ServedModel(id=told.served_model, context_tokens=told.context_tokens, endpoints=told.endpoints)
+
     async def _evidence(self, identity: Identity) -> bytes | None:
         """Evidence for a nonce of the gateway's; empty where there is no TEE, None when none can be had now."""
         if self._tee.tee_type == "none":
@@ -189,7 +194,7 @@ class GatewayLink:
                 keyset=identity.raw,
                 url=self._url,
                 name=self._settings.name,
-                models=(ServedModel(id=self._settings.served_model, context_tokens=self._settings.context_tokens),),
+                models=(self._served,),
                 capacity=self._settings.capacity,
                 engine=self._engine.label,
                 tee_type=self._tee.tee_type,

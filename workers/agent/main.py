@@ -115,6 +115,7 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
         unsigned=unsigned,
         tracer=tracer,
         served_model=settings.served_model,
+        endpoints=settings.endpoints,
         context_tokens=settings.context_tokens,
         tee_type=tee.tee_type,
         job_s_max=settings.job_s_max,

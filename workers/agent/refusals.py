@@ -68,9 +68,6 @@ EXPIRED_TICKET = _forbidden("ticket_expired", "the ticket has expired")
 FOREIGN_TICKET = _forbidden("ticket_foreign", "the ticket is for another network or stake")
 OTHER_REQUEST = _forbidden("ticket_mismatch", "the ticket is for another request")
 NO_ALLOWANCE = _forbidden("ticket_exhausted", "the ticket allows no completion tokens for this many choices")
-OVER_PROMPT = _invalid(
-    "the prompt is longer than the request's bound allows", code="context_length_exceeded", param="messages"
-)
 BAD_SEALED = _invalid("the body is not a sealed request", code="sealed_malformed")
 UNOPENABLE = _invalid("the request was not sealed for this worker, or was altered", code="sealed_unopenable")
 OTHER_TERMS = _invalid("the sealed body asks for something else than its clear header", code="sealed_mismatch")
@@ -89,6 +86,11 @@ TIMED_OUT = Refusal(504, "job_timeout", "server_error", "the job took longer tha
 CRASHED = Refusal(500, "internal_error", "server_error", "the worker failed")
 NOT_FOUND = _invalid("no such path", code="not_found", status=404)
 WRONG_METHOD = _invalid("method not allowed", code="method_not_allowed", status=405)
+BEST_OF = _invalid(
+    "this worker does not choose the best of several answers",
+    code="best_of_unsupported",
+    param="best_of",
+)
 BAD_SALT = _invalid("the salt must be 16 to 64 bytes of base64url", code="bad_salt")
 BAD_BODY = _invalid("the body is not a request of this endpoint")
 NO_TEE = _invalid("this worker has no TEE to state anything", code="no_tee", status=404)
@@ -102,6 +104,16 @@ SLOW_BODY = _invalid("the body did not arrive in time", code="request_timeout", 
 def unknown_model(served: str) -> Refusal:
     """The model is not the one served here; the asked name is not echoed."""
     return _invalid(f"this worker serves {served}", code="model_not_found", param="model", status=404)
+
+
+def unsupported(endpoint: str) -> Refusal:
+    """The engine does not serve this endpoint."""
+    return _invalid(f"this worker does not serve {endpoint}", code="model_not_found", param="model", status=404)
+
+
+def over_prompt(param: str) -> Refusal:
+    """The engine counts more tokens in the prompt, which is in member `param`, than the ticket pays for."""
+    return _invalid("the prompt is longer than the request's bound allows", code="context_length_exceeded", param=param)
 
 
 def bad_field(error: FieldError) -> Refusal:
@@ -133,8 +145,8 @@ class _EngineError(msgspec.Struct, frozen=True):
 _engine_error_decoder = msgspec.json.Decoder(_EngineError)
 
 
-def engine_refusal(status: int, body: bytes, retry_after: bytes | None) -> Refusal:
-    """What the engine's HTTP error becomes.
+def engine_refusal(status: int, body: bytes, retry_after: bytes | None, prompt: str = "messages") -> Refusal:
+    """What the engine's HTTP error becomes; `prompt` is the member of the request that holds the prompt.
 
     A fault of the request passes with its status and message; a fault of the engine, or of the agent's standing with
     it (its key, its model name), becomes a 502 that says nothing about the inside.
@@ -147,7 +159,7 @@ def engine_refusal(status: int, body: bytes, retry_after: bytes | None) -> Refus
         return Refusal(status, "engine_busy", "rate_limit_error", message, retry_after=kept or "1", quotes=True)
     refusal = _invalid(message, code="invalid_request", param=param, status=status)
     if kind == _CONTEXT_ERROR:
-        refusal = _invalid(message, code="context_length_exceeded", param="messages")
+        refusal = _invalid(message, code="context_length_exceeded", param=prompt)
     return msgspec.structs.replace(refusal, quotes=True)
 
 

@@ -6,7 +6,7 @@ signed a ticket for the header, and sees nothing of the body.
 
 from cocoon import sealed
 from cocoon.clock import Clock
-from cocoon.endpoints import Endpoint
+from cocoon.endpoints import ENDPOINTS, Endpoint
 from cocoon.errors import MalformedError
 from cocoon.openai import FieldError, ModelRequest, PromptTerms
 from cocoon.sealed import OpenedRequest, SealedRequest, UnopenableError
@@ -22,8 +22,8 @@ from workers.agent.refusals import Refusal, RefusedError
 COALESCE_S = 0.02
 """Frames of an answer are at least this far apart: one frame for each token would tell the token's length."""
 REFUSED = "refused"
-_PROMPTS = {"chat": "messages", "completions": "prompt", "embeddings": "input"}
-"""The member that is the prompt, by endpoint: a body that has another one as well could be read as two requests."""
+_PROMPTS = {endpoint.prompt for endpoint in ENDPOINTS}
+"""The members that hold prompts: a body that has another one as well could be read as two requests."""
 
 
 def read_sealed(ticket: Ticket, body: bytes) -> SealedRequest:
@@ -69,21 +69,22 @@ def check_sealed(
     Raises:
         RefusedError: they differ.
     """
-    header = opened.header
+    header, asked = opened.header, request.asked_completion
     try:
-        prompts = {member.key for member in members(opened.body) if member.key in _PROMPTS.values()}
-        if prompts != {_PROMPTS[endpoint.name]}:
+        prompts = {member.key for member in members(opened.body) if member.key in _PROMPTS}
+        if prompts != {endpoint.prompt}:
             raise MalformedError("the body is for another endpoint")
         sealed.check_inner(
             header,
             model=request.model,
             n=request.copies,
             stream=request.streams,
-            completion_each=request.asked_completion,
+            # Of one choice of every prompt.
+            completion_each=None if asked is None else asked * request.prompts,
             manifest=manifest,
         )
         if request.prompt_max(len(opened.body), PromptTerms(context_tokens, 0, 0)) > header.max_prompt:
-            raise RefusedError(refusals.OVER_PROMPT)
+            raise RefusedError(refusals.over_prompt(endpoint.prompt))
     except FieldError as error:
         raise RefusedError(refusals.bad_field(error)) from error
     except MalformedError as error:

@@ -14,12 +14,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from cocoon.endpoints import BY_NAME, ENDPOINTS, EndpointName
 from cocoon.enrolment import KEYSET_SECONDS_MAX
 from cocoon.errors import CocoonError
 from cocoon.ids import WORKER_KEY_PREFIX, is_secret_key
 from cocoon.receipt import is_strong_key
 from workers.agent.asking import AskMalformedError, AskSource, ask_source
 
+SERVED_DEFAULT = "chat,completions"
 UNSIGNED_MAX = 256
 UNSIGNED_PER_JOB = 8
 """The default bound of unsigned tickets, and per request in flight where that is more: seconds of short jobs."""
@@ -73,9 +75,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     Exactly one of `embedded` and `engine_url` is set. `engine_url` with `sglang_attached` speaks SGLang's own API,
     else only what every OpenAI-compatible server understands. `global_id` pins the chain; None takes the gateway's.
-    `state_folder` is where receipts are kept; None keeps them in memory. `operator_key` is whose gateways may sign
-    tickets; None, in development only, takes the first. No job is taken while `unsigned_max` tickets lack a signature,
-    or one for `unsigned_s`. `ask` is where the worker's price comes from. `tee` is where evidence comes from.
+    `endpoints` are those that the engine serves. `state_folder` is where receipts are kept; None keeps them in memory.
+    `operator_key` is whose gateways may sign tickets; None, in development only, takes the first. No job is taken while
+    `unsigned_max` tickets lack a signature, or one for `unsigned_s`. `ask` is where the worker's price comes from,
+    `tee` where evidence does.
     """
 
     gateway_url: str
@@ -95,6 +98,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     engine_start_s: float
     model_path: str | None
     served_model: str
+    endpoints: tuple[EndpointName, ...]
     context_tokens: int
     drain_s: float
     job_s_max: float
@@ -156,6 +160,7 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         engine_start_s=source.number("COCOON_ENGINE_START_S", 60.0 if embedded == "xllamacpp" else 1200.0, 1.0, 7200.0),
         model_path=source.text("COCOON_ENGINE_MODEL_PATH"),
         served_model=served_model,
+        endpoints=_endpoints(source),
         context_tokens=source.integer("COCOON_CONTEXT_TOKENS", 4096, 16, 2**31 - 1),
         drain_s=source.number("COCOON_DRAIN_S", 30.0, 0.0, 3600.0),
         job_s_max=source.number("COCOON_JOB_S_MAX", 900.0, 1.0, 86400.0),
@@ -190,6 +195,8 @@ def _check(settings: Settings) -> None:
     # PROTOCOL §1: only an engine that the agent launched is part of what evidence can cover.
     if settings.engine_url is not None and settings.tee.kind not in ("none", "simulated"):
         raise SettingsError("COCOON_ENGINE can be a URL only with COCOON_TEE_TYPE none or simulated")
+    if settings.embedded == "sglang" and "embeddings" in settings.endpoints and len(settings.endpoints) > 1:
+        raise SettingsError("COCOON_SERVED_ENDPOINTS: SGLang serves either embeddings or the others")
     if settings.embedded == "sglang" and settings.model_path is None:
         raise SettingsError("COCOON_ENGINE_MODEL_PATH is needed to launch SGLang")
 
@@ -201,6 +208,14 @@ def _engine(source: "_Variables") -> tuple[EmbeddedEngine | None, str | None, bo
     attached = text.startswith("sglang+")
     url = _Variables({"COCOON_ENGINE": text.removeprefix("sglang+")}).url("COCOON_ENGINE")
     return None, url.removesuffix("/v1"), attached
+
+
+def _endpoints(source: "_Variables") -> tuple[EndpointName, ...]:
+    """What the engine serves, in the order of `ENDPOINTS`."""
+    names = {name.strip() for name in (source.text("COCOON_SERVED_ENDPOINTS") or SERVED_DEFAULT).split(",")}
+    if not names <= BY_NAME.keys():
+        raise SettingsError(f"COCOON_SERVED_ENDPOINTS must list some of {', '.join(BY_NAME)}")
+    return tuple(endpoint.name for endpoint in ENDPOINTS if endpoint.name in names)
 
 
 def _tee(source: "_Variables") -> TEESettings:

@@ -113,10 +113,10 @@ class UnarySink:
 
     content_type = JSON
 
-    def __init__(self, curtain: Curtain, commitment: Commitment) -> None:
+    def __init__(self, curtain: Curtain, commitment: Commitment, assembler: UnaryAssembler) -> None:
         self._curtain = curtain
         self._commitment = commitment
-        self._assembler = UnaryAssembler(curtain.hidden)
+        self._assembler = assembler
 
     def add(self, chunk: EngineChunk, payload: bytes, event: bytes) -> None:
         """Merge the event."""
@@ -131,6 +131,32 @@ class UnarySink:
     def finish(self, usage: TokenUsage) -> bytes:
         """The document."""
         document = self._assembler.finish(usage)
+        self._commitment.response(document)
+        return document
+
+
+class DocumentSink:
+    """Gives a document that the engine made itself, with the counts that the receipt says."""
+
+    content_type = JSON
+
+    def __init__(self, document: bytes, commitment: Commitment) -> None:
+        self._document = document
+        self._commitment = commitment
+
+    def add(self, chunk: EngineChunk, payload: bytes, event: bytes) -> None:
+        """There are no events."""
+        del chunk, payload, event
+        raise AssertionError("a document has no events")
+
+    def take(self) -> bytes:
+        """Nothing before the end."""
+        return b""
+
+    def finish(self, usage: TokenUsage) -> bytes:
+        """The document."""
+        counts = {"prompt_tokens": usage.prompt, "total_tokens": usage.total}
+        document = with_members(self._document, {"usage": msgspec.json.encode(counts)})
         self._commitment.response(document)
         return document
 

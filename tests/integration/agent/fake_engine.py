@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import msgspec
 
+EMBEDDINGS = "/v1/embeddings"
+
 
 class Script(msgspec.Struct, frozen=True, kw_only=True):
     """How one request is answered. Times are seconds.
@@ -70,8 +72,8 @@ class FakeEngine:
 
     @property
     def requests(self) -> list[Seen]:
-        """Chat requests only, oldest first."""
-        return [seen for seen in self.seen if seen.target == "/v1/chat/completions"]
+        """What was asked of the model only, oldest first."""
+        return [seen for seen in self.seen if seen.target in ("/v1/chat/completions", "/v1/completions", EMBEDDINGS)]
 
     @property
     def running(self) -> int:
@@ -114,7 +116,7 @@ class FakeEngine:
         raw = await reader.readexactly(int(headers.get("content-length", "0")))
         seen = Seen(line.split(" ")[1], headers, raw)
         self.seen.append(seen)
-        if seen.target == "/v1/chat/completions":
+        if seen.target in ("/v1/chat/completions", "/v1/completions", EMBEDDINGS):
             return await self._chat(seen, reader, writer)
         if seen.target == "/abort_request":
             self.aborted_rids.append(seen.body["rid"])
@@ -134,7 +136,8 @@ class FakeEngine:
             await writer.drain()
             return True
         async with asyncio.TaskGroup() as group:
-            work = group.create_task(self._stream(seen, body, script, writer))
+            answer = self._embed if seen.target == EMBEDDINGS else self._stream
+            work = group.create_task(answer(seen, body, script, writer))
 
             async def watch() -> None:
                 if not await reader.read(1):
@@ -147,11 +150,25 @@ class FakeEngine:
             watcher.cancel()
         return False
 
+    async def _embed(self, seen: Seen, body: dict[str, Any], script: Script, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(script.prefill_s)
+        if script.die_after is not None:
+            seen.ended = "died"
+            writer.transport.abort()
+            return
+        data = [{"object": "embedding", "index": at, "embedding": [0.5, 0.25]} for at in range(_texts(body["input"]))]
+        prompt = script.prompt if script.usage is None else script.usage[0]
+        usage = {"prompt_tokens": prompt, "total_tokens": prompt}
+        _whole(writer, 200, {"object": "list", "model": body["model"], "data": data, "usage": usage})
+        await writer.drain()
+        seen.ended = "complete"
+
     async def _stream(self, seen: Seen, body: dict[str, Any], script: Script, writer: asyncio.StreamWriter) -> None:
         wire = _Wire(writer, script.fresh_bytes)
         if script.dialect != "llama":
             wire.head()
-        choices = body.get("n", 1)
+        texts = seen.target == "/v1/completions"
+        choices = body.get("n", 1) * (_texts(body["prompt"]) if texts else 1)
         progress = script.dialect == "llama" and body.get("return_progress")
         for step in range(4 if script.prefill_s else 0):
             await asyncio.sleep(script.prefill_s / 4)
@@ -166,7 +183,7 @@ class FakeEngine:
             for payload in script.events:
                 await wire.payload(payload.encode())
         else:
-            await self._tokens(seen, body, script, wire, choices)
+            await self._tokens(seen, body, script, wire, choices, texts=texts)
         if script.die_after is not None:
             seen.ended = "died"
             writer.transport.abort()
@@ -176,12 +193,15 @@ class FakeEngine:
         seen.ended = "complete"
         await wire.end()
 
-    async def _tokens(self, seen: Seen, body: dict[str, Any], script: Script, wire: "_Wire", choices: int) -> None:
+    async def _tokens(
+        self, seen: Seen, body: dict[str, Any], script: Script, wire: "_Wire", choices: int, *, texts: bool
+    ) -> None:
         limit = body.get("max_tokens") or len(script.tokens)
         tokens = script.tokens[:limit]
         finish = script.finish if len(tokens) == len(script.tokens) else "length"
         continuous = script.dialect == "sglang" and body["stream_options"].get("continuous_usage_stats")
-        for index in range(choices):
+        choice = _text if texts else _choice
+        for index in range(0 if texts else choices):
             await wire.event(_chunk(body, [_choice(index, {"role": "assistant", "content": ""})]))
         for count, token in enumerate(tokens, 1):
             for index in range(choices):
@@ -194,18 +214,19 @@ class FakeEngine:
                     extra["timings"] = {
                         "cache_n": script.cached, "prompt_n": script.prompt - script.cached, "predicted_n": count,
                     }  # fmt: skip
-                await wire.event(_chunk(body, [_choice(index, {"content": token})], **extra))
+                await wire.event(_chunk(body, [choice(index, {"content": token})], **extra))
                 seen.sent += 1
             await asyncio.sleep(script.interval_s)
-        for index in range(choices):
-            await wire.event(_chunk(body, [_choice(index, {}, finish)]))
-        if script.usage == () or not body.get("stream_options", {}).get("include_usage"):
-            return
         each = len(tokens)
+        inside = {"usage": _usage(script, each)} if texts and script.dialect == "llama" else {}
+        for index in range(choices):
+            await wire.event(_chunk(body, [choice(index, {}, finish)], **inside))
+        if inside or script.usage == () or not body.get("stream_options", {}).get("include_usage"):
+            return
+        prompts = choices // body.get("n", 1)
         for _ in range(choices if script.dialect == "llama" else 1):
-            await wire.event(
-                _chunk(body, [], usage=_usage(script, each if script.dialect == "llama" else each * choices))
-            )
+            completion = each if script.dialect == "llama" else each * choices
+            await wire.event(_chunk(body, [], usage=_usage(script, completion, prompts)))
 
 
 class _Wire:
@@ -248,8 +269,16 @@ def _choice(index: int, delta: dict[str, Any], finish: str | None = None) -> dic
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
 
 
-def _usage(script: Script, completion: int) -> dict[str, Any]:
-    prompt, cached, counted = script.usage or (script.prompt, script.cached, completion)
+def _text(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {"index": index, "text": delta.get("content", ""), "logprobs": None, "finish_reason": finish}
+
+
+def _texts(given: Any) -> int:
+    return len(given) if isinstance(given, list) and not isinstance(given[0], int) else 1
+
+
+def _usage(script: Script, completion: int, prompts: int = 1) -> dict[str, Any]:
+    prompt, cached, counted = script.usage or (script.prompt * prompts, script.cached * prompts, completion)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": counted,

@@ -1,18 +1,21 @@
 """The agent with its embedded engine and a real model, as `make dev` runs it. Never asserts what the model says."""
 
 import asyncio
+import base64
 import json
 import os
 import signal
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cocoon import hop
+from cocoon.endpoints import COMPLETIONS, EMBEDDINGS, Endpoint
 from tests.integration.agent.conftest import AgentProcess, Launch
-from tests.integration.agent.fake_gateway import Peer, until
+from tests.integration.agent.fake_gateway import Answer, Peer, until
 
 pytest.importorskip("xllamacpp")
 
@@ -78,6 +81,38 @@ async def test_a_real_model_answers_both_ways_and_hides_what_was_injected(launch
     agent.terminate()
     assert await agent.exited() == 0
     await until(lambda: not any(_alive(pid) for pid in children), 2.0)
+
+
+async def test_a_real_model_completes_texts_and_embeds_them_beside_chat(launch: Launch) -> None:
+    _, peer = await _start(launch, COCOON_SERVED_ENDPOINTS="chat,completions,embeddings")
+
+    async def ask(endpoint: Endpoint, **body: Any) -> Answer:
+        raw = json.dumps({"model": MODEL, **body}).encode()
+        return await peer.post(raw, peer.sealed(peer.ticket(raw)), path=endpoint.job_path)
+
+    alone = [(await ask(COMPLETIONS, prompt=text, max_tokens=1)).trailer.usage.prompt for text in ("The sky is", "One")]
+    body: dict[str, Any] = {"prompt": ["The sky is", "One"], "n": 2, "max_tokens": 3, "logprobs": 1, "seed": 1}
+    stream = await ask(COMPLETIONS, **body, stream=True)
+    assert stream.payloads[-1] == b"[DONE]"
+    assert {choice["index"] for chunk in stream.chunks for choice in chunk["choices"]} == {0, 1, 2, 3}
+    assert not {"usage", "timings", "prompt_progress"} & {name for chunk in stream.chunks for name in chunk}
+    unary = json.loads((await ask(COMPLETIONS, **body)).data)
+    assert [len(choice["logprobs"]["content"]) for choice in unary["choices"]] == [3, 3, 3, 3]
+    assert "timings" not in unary
+    # Each prompt counts once, each of the completions by itself.
+    for usage in (stream.trailer.usage, (await ask(COMPLETIONS, **body)).trailer.usage):
+        assert (usage.prompt, usage.completion) == (sum(alone), 12)
+
+    long = "word " * 100
+    floats = json.loads((await ask(EMBEDDINGS, input=["The sky is", long], encoding_format="float")).data)
+    assert [one["index"] for one in floats["data"]] == [0, 1]
+    assert len(floats["data"][0]["embedding"]) == 576
+    assert floats["usage"]["prompt_tokens"] > 100
+    packed = await ask(EMBEDDINGS, input="The sky is", encoding_format="base64")
+    vector = array("f", base64.b64decode(json.loads(packed.data)["data"][0]["embedding"]))
+    assert list(vector) == pytest.approx(floats["data"][0]["embedding"], abs=1e-3)
+    assert packed.trailer.usage.prompt == alone[0]
+    assert (await peer.chat({**CHAT, "max_tokens": 2})).trailer.usage.completion == 2
 
 
 async def test_leaving_frees_the_engine_within_a_second_in_decode_and_prefill(launch: Launch) -> None:

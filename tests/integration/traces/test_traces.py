@@ -50,6 +50,23 @@ async def ask(stack: Stack, trace_id: str, body: dict[str, Any], status: int = 2
     return answer
 
 
+async def test_every_endpoint_has_its_own_name_in_traces(stack: Stack, collector: Collector) -> None:
+    stack.endpoints = ["completions", "embeddings"]
+    await start(stack, collector.endpoint, agent=True)
+    for path, operation, body in (
+        ("/v1/completions", "text_completion", {"prompt": PROMPT}), ("/v1/embeddings", "embeddings", {"input": PROMPT}),
+    ):  # fmt: skip
+        trace_id = new_trace()
+        async with stack.client() as client:
+            answer = await client.post(path, json={"model": MODEL, **body}, headers=caller(trace_id))
+        assert answer.status_code == 200, answer.text
+        spans = await trace_of(collector, trace_id, f"{operation} {MODEL}", "agent job", "engine", *STEPS)
+        for name in (f"{operation} {MODEL}", "agent job"):
+            assert spans[name].attributes["gen_ai.operation.name"] == operation
+            assert spans[name].attributes["gen_ai.usage.input_tokens"] == 10
+        assert PROMPT not in repr(spans)
+
+
 async def trace_of(collector: Collector, trace_id: str, *names: str) -> dict[str, Span]:
     """The trace by span names, once it has these and nothing is left out."""
     wanted = set(names)

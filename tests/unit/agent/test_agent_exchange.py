@@ -80,7 +80,7 @@ class Bench:
             admission=self.admission, engine=engine, clock=clock, rng=rng, store=self.store,
             unsigned=Unsigned(clock, count_max=8, age_s_max=60),
             tracer=start_tracer("agent", None, rng), served_model="m", context_tokens=4096, tee_type="none",
-            job_s_max=5.0,
+            endpoints=("chat", "completions", "embeddings"), job_s_max=5.0,
         )  # fmt: skip
 
     async def run(self, leave: Callable[[], Awaitable[None]]) -> None:

@@ -5,18 +5,25 @@ from collections.abc import Mapping
 import msgspec
 
 from cocoon.splice import members, with_members
+from cocoon.texts import CompletionRequest, EmbeddingRequest
 from workers.agent.engines.ports import EngineCall
 
 _TRUE = b"true"
 
 
 def engine_body(call: EngineCall, extra: Mapping[str, bytes | None], *, continuous_usage: bool = False) -> bytes:
-    """The request for the engine.
+    """The request for the engine, at whatever endpoint.
 
     `extra` are the engine's own members (None removes one). Every member that could raise the amount of work above
     the ticket is set here or removed here, duplicates included, so that no parser can pick another.
     """
     body = call.body
+    model = msgspec.json.encode(call.request.model)
+    salt = msgspec.json.encode(call.cache_salt)
+    if isinstance(call.request, EmbeddingRequest):
+        texts = msgspec.json.encode(call.request.input)
+        fixed: dict[str, bytes | None] = {"stream": None, "stream_options": None, "cache_salt": salt}
+        return with_members(body, {"model": model, "input": texts, **fixed, **extra})
     options: dict[str, bytes | None] = {"include_usage": _TRUE}
     if continuous_usage:
         options["continuous_usage_stats"] = _TRUE
@@ -25,11 +32,14 @@ def engine_body(call: EngineCall, extra: Mapping[str, bytes | None], *, continuo
         "stream_options": _merged_options(body, options),
         "max_tokens": b"%d" % call.completion_max,
         "max_completion_tokens": None,
-        "model": msgspec.json.encode(call.request.model),
-        "n": b"%d" % call.request.choices,
-        "cache_salt": msgspec.json.encode(call.cache_salt),
+        "model": model,
+        "n": b"%d" % call.request.copies,
+        "cache_salt": salt,
         **extra,
     }
+    if isinstance(call.request, CompletionRequest):
+        # How many prompts there are decides how much is generated.
+        changes["prompt"] = msgspec.json.encode(call.request.prompt)
     return with_members(body, changes)
 
 

@@ -147,6 +147,7 @@ def launch_command(settings: Settings, port: int) -> list[str]:
         "--enable-cache-report",
         "--enable-metrics",
         "--sleep-on-idle",
+        *(("--is-embedding",) if settings.endpoints == ("embeddings",) else ()),
         *settings.engine_args,
     ]  # fmt: skip
 

@@ -9,6 +9,7 @@ import msgspec
 
 from cocoon.canonical import base64url
 from cocoon.clock import Clock
+from cocoon.endpoints import EMBEDDINGS
 from workers.agent.engines.ports import Dialect, EngineCall, EngineError, EngineStartError, EngineUnavailableError, Load
 from workers.agent.engines.process import Child, Supervisor
 from workers.agent.engines.request import engine_body
@@ -61,6 +62,7 @@ class XLlamaCppEngine:
         path = settings.model_path or bundled_model()
         if not Path(path).is_file():
             raise EngineStartError(f"there is no model file at {path}")
+        generates = settings.endpoints != ("embeddings",)
         self._key = Secret(base64url(rng.randbytes(_KEY_BYTES)))
         self._config = ServerConfig(
             model_path=path,
@@ -69,7 +71,8 @@ class XLlamaCppEngine:
             capacity=settings.capacity,
             context_tokens=settings.context_tokens,
             threads=settings.engine_threads,
-            batch_tokens=BATCH_TOKENS,
+            batch_tokens=BATCH_TOKENS if generates else settings.context_tokens,
+            pooling=None if "embeddings" not in settings.endpoints else "last" if generates else "model",
         )
         self._wire: EngineWire | None = None
         self._supervisor = Supervisor(clock, spawn=self._spawn, healthy=self._healthy, start_s=settings.engine_start_s)
@@ -98,7 +101,8 @@ class XLlamaCppEngine:
         if wire is None:
             raise EngineUnavailableError
         extra: dict[str, bytes | None] = dict.fromkeys(_REMOVED)
-        extra["return_progress"] = extra["timings_per_token"] = b"true"
+        if call.endpoint is not EMBEDDINGS:
+            extra["return_progress"] = extra["timings_per_token"] = b"true"
         # llama.cpp keeps no caches apart: what one request left in a slot would speed up whoever guesses it.
         extra["cache_prompt"], extra["cache_salt"] = b"false", None
         headers = [] if call.traceparent is None else [(b"traceparent", call.traceparent.encode())]

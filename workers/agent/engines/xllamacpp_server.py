@@ -7,13 +7,17 @@ standard output once it listens.
 import importlib
 import signal
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the agent tells its engine. `context_tokens` is per request, `batch_tokens` is prefill between looks."""
+    """What the agent tells its engine. `context_tokens` is per request, `batch_tokens` is prefill between looks.
+
+    `pooling` makes one vector of a text's tokens: None serves no embeddings, `model` is what the model file says, and
+    `last`, the last token's, is the one that works in batches smaller than the text.
+    """
 
     model_path: str
     served_model: str
@@ -22,6 +26,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context_tokens: int
     threads: int
     batch_tokens: int
+    pooling: Literal["last", "model"] | None = None
 
 
 def main() -> None:
@@ -43,6 +48,10 @@ def main() -> None:
     params.cache_prompt = False
     params.cache_ram_mib = 0
     params.cache_idle_slots = False
+    if config.pooling is not None:
+        params.embedding = True
+    if config.pooling == "last":
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_LAST
     params.use_jinja = True
     params.endpoint_metrics = True
     params.endpoint_slots = False
