@@ -46,6 +46,8 @@ class DiscrepancyKind(enum.StrEnum):
     """More than the hold had reserved."""
     OPERATOR_LOSS = "operator_loss"
     """Recovered, but the customer's credit did not cover all of it: the operator pays the rest."""
+    EQUIVOCATION = "equivocation"
+    """Its key has signed another head under the same number: fraud, whatever the numbers say."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +135,7 @@ def against_worker(kind: DiscrepancyKind, claim: Claim, booked: Booked | None) -
     if kind is DiscrepancyKind.COUNTS_DIFFER and booked is not None:
         price = claim.settlement.price
         return price.numerator(claim.settlement.usage) > price.numerator(booked.usage)
-    return kind is DiscrepancyKind.OVER_CLAIM
+    return kind in {DiscrepancyKind.OVER_CLAIM, DiscrepancyKind.EQUIVOCATION}
 
 
 def _difference(claim: Claim, booked: Booked) -> DiscrepancyKind | None:

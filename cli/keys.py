@@ -21,6 +21,7 @@ from cocoon.ids import new_job_id
 from cocoon.money import Amount
 from gateway.auth import Role
 from gateway.postgres.keys import GRACE_S_MAX, Allowance, KeySpec, KeyStore, NewKey, StoredKey
+from workers.targets import Requirement
 
 _COLUMNS = (
     "id", "prefix", "customer", "project", "name", "role", *LIMIT_COLUMNS, "models", "expires", "state"
@@ -47,12 +48,20 @@ def command() -> None:
 @click.option("--org-admin", is_flag=True, help="It may manage its own organisation's projects and keys.")
 @limit_options
 @click.option("--models", help="The only models it may use, separated by commas.")
+@click.option(
+    "--require",
+    "require",
+    type=click.Choice(["any", "tdx", "tdx+gpu"]),
+    default="any",
+    show_default=True,
+    help="What every worker that answers it must have shown.",
+)
 @click.option("--cors", multiple=True, help="A web origin that may use the key; repeat for more.")
 @click.option("--expires", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="When it stops working (UTC).")
 @click.option("--credit", type=TON, help="Credit the customer with this much TON, from suspense.")
 def create(
     customer: str, project: str | None, name: str, role: str, models: str | None, cors: tuple[str, ...],
-    expires: dt.datetime | None, credit: int | None, *, org_admin: bool, **limits: Any,
+    expires: dt.datetime | None, credit: int | None, require: Requirement, *, org_admin: bool, **limits: Any,
 ) -> None:  # fmt: skip
     """Make a key and print it: alone on standard output, once and never again."""
     clock = SystemClock()
@@ -75,6 +84,7 @@ def create(
                 role=Role(role),
                 organisation_admin=org_admin,
                 allowed_models=tuple(model.strip() for model in (models or "").split(",") if model.strip()),
+                required_evidence=require,
                 cors_origins=cors,
                 expires_at=expires_at,
                 **msgspec.structs.asdict(allowed),

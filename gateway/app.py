@@ -56,6 +56,7 @@ from gateway.http.inference import serve_inference
 from gateway.http.log import LogController
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
+from gateway.http.receipts import ReceiptsController
 from gateway.http.uploads import read_before_refusing
 from gateway.http.wallets import WalletsController
 from gateway.http.workers import WorkersController
@@ -66,11 +67,13 @@ from gateway.pipeline import Pipeline
 from gateway.postgres.collateral import CollateralStore
 from gateway.postgres.idempotency import PostgresClaims
 from gateway.postgres.keys import KeyListener
+from gateway.postgres.receipts import ReceiptBook
 from gateway.postgres.sealed_jobs import PostgresJobBook
 from gateway.postgres.spend import PostgresSpend
 from gateway.postgres.standing import StandingStore
 from gateway.postgres.wallets import WalletKeyStore
 from gateway.prices import Prices
+from gateway.receipts import ReceiptDesk
 from gateway.recovery import Reconciler
 from gateway.redis.slices import RedisSlices
 from gateway.sealed import SealedRequests
@@ -108,7 +111,7 @@ TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    LogController, WorkersController, WalletsController, AttestationController,
+    LogController, ReceiptsController, WorkersController, WalletsController, AttestationController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -209,7 +212,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             ),
             heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, limiter=limiter,
             pipeline=pipeline,
-            reconciler=Reconciler(recoveries, network_secret=network_secret, global_id=settings.global_id),
+            receipts=_receipt_desk(settings, pool, recoveries, signer, clock),
             pool=pool, signer=signer, log_reader=LogReader(pool), log_verifier=log_signer.verifier,
             wallets=_wallet_door(settings, pool, network_secret, clock, rng),
         )  # fmt: skip
@@ -243,7 +246,7 @@ def _start_chores(background: "_Background", services: Services, rng: random.Ran
     background.start("sweep", lambda: _sweep(ledger))
     background.start("report", lambda: _report(ledger))
     background.start("alerts", AlertSender(pool, settings.alerts, services.clock, rng).run)
-    background.start("partitions", lambda: _keep_partitions(pool))
+    background.start("partitions", lambda: _keep_partitions(pool, settings.receipt_days))
 
 
 def _upstreams(settings: Settings) -> list[Upstream]:
@@ -282,6 +285,14 @@ def _gateway_key(settings: Settings, clock: Clock) -> GatewayKey:
         )  # fmt: skip
     except MalformedError as error:
         raise SettingsError(f"COCOON_GATEWAY_DELEGATION cannot be used: {error}") from error
+
+
+def _receipt_desk(
+    settings: Settings, pool: Pool, recoveries: Recoveries, signer: BatchSigner, clock: Clock
+) -> ReceiptDesk:
+    secret = bytes.fromhex(settings.network_secret.reveal())
+    judge = Reconciler(recoveries, network_secret=secret, global_id=settings.global_id)
+    return ReceiptDesk(judge, signer, ReceiptBook(pool), recoveries, LogReader(pool), clock)
 
 
 def _log_signer(settings: Settings) -> NoteSigner:
@@ -391,11 +402,13 @@ async def _note_policy(services: Services) -> None:
     await asyncio.Event().wait()
 
 
-async def _keep_partitions(pool: Pool) -> None:
-    """Have the days to come ready before they come."""
+async def _keep_partitions(pool: Pool, receipt_days: int) -> None:
+    """Have the days to come ready before they come, and drop receipts of days long gone."""
     while True:
         try:
             await ensure_partitions(pool)
+            if dropped := await ReceiptBook(pool).forget(receipt_days):
+                log.info("receipts_dropped", partitions=dropped, days=receipt_days)
         except CocoonError as error:
             log.warning("partitions_not_ensured", code=error.code)
             await asyncio.sleep(SWEEP_S)

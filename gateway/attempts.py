@@ -30,7 +30,7 @@ from gateway.sealed import RecipientsGoneError
 from gateway.stubs import Stub, seal_stub, stub_key
 from gateway.walk import Call, Walk
 from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
-from workers.routing import DispatchOutcome, RetryBudget, Router
+from workers.routing import DispatchOutcome, RetryBudget, Router, stricter
 from workers.targets import Requirement, Upstream, Worker
 from workers.transport import (
     ANSWER_BYTES_MAX,
@@ -128,6 +128,9 @@ class Attempts:
         provider = request.provider or _NO_PREFERENCE
         offer, limit, quote = admission.offer, admission.limit, None
         cheapest = provider.sort == "price"
+        require = provider.require if walk.sealed is None else self._sealed_require
+        if walk.principal is not None and walk.principal.required_evidence != "any":
+            require = stricter(require, walk.principal.required_evidence)
         # Nearly every request goes without: then everybody costs the same.
         asked = self._router.has_asks(request.model)
         if asked or limit is not None:
@@ -137,7 +140,7 @@ class Attempts:
                 request.model,
                 endpoint=walk.endpoint,
                 exclude=frozenset(excluded),
-                require=provider.require if walk.sealed is None else self._sealed_require,
+                require=require,
                 only=provider.only,
                 ignore=provider.ignore,
                 prompt_tokens_bound=admission.bounds.prompt,

@@ -16,6 +16,7 @@ import msgspec
 
 from cocoon.clock import Clock
 from gateway.errors import GatewayError
+from workers.targets import Requirement
 
 FRESH_S_MAX = 30.0
 """Seconds without contact to the database after which no key is believed (DESIGN §5)."""
@@ -83,7 +84,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """The holder of a key and its limits. None is unlimited; empty `allowed_models` allows every model.
 
     `customer_id` is the organisation that pays. Every stored key has a `project`, whose limits apply besides its own.
-    `organisation_admin` lets a customer's key manage its own organisation.
+    `organisation_admin` lets a customer's key manage its own organisation. Its requests go only to workers that meet
+    `required_evidence`.
     """
 
     key_id: uuid.UUID
@@ -98,6 +100,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     spend_day_nano_max: int | None = None
     spend_month_nano_max: int | None = None
     allowed_models: frozenset[str] = frozenset()
+    required_evidence: Requirement = "any"
     cors_origins: frozenset[str] = frozenset()
     expires_at: dt.datetime | None = None
 

@@ -68,6 +68,7 @@ class EvidenceDesk:
         self._clock = clock
         self._rng = rng
         self._network_secret = network_secret
+        self._turn = asyncio.Semaphore(1)
         self._full_at: dict[uuid.UUID, float] = {}
 
     async def shown(self, model: str, key_id: uuid.UUID, nonce: bytes | None) -> ShownWorkers:
@@ -112,7 +113,8 @@ class EvidenceDesk:
             async with asyncio.timeout(ANSWER_S_MAX):
                 raw = await self._transport.ask(worker, STATEMENT_PATH, request.encode(), EVIDENCE_BYTES_MAX)
                 evidence, _ = self._attestor.read(raw)
-                judged = await self._attestor.judge(evidence, raw, keyset=worker.keyset, nonce=nonce)
+                async with self._turn:  # customers' questions leave room for enrolments
+                    judged = await self._attestor.judge(evidence, raw, keyset=worker.keyset, nonce=nonce)
         except (TransportError, HopError, TimeoutError, CocoonError) as error:
             log.warning("statement_missing", worker=worker.name, reason=str(error) or type(error).__name__)
             return None

@@ -26,6 +26,8 @@ def answer_headers(walk: Walk, *, streams: bool) -> Headers:
         headers.append((b"x-cocoon-worker", attempt.worker_name.encode()))
         if isinstance(attempt.dispatch.target, Worker):
             headers.append((b"x-cocoon-receipt", walk.name.encode()))
+            if attempt.dispatch.target.tee_type != "none":
+                headers.append((b"x-cocoon-evidence", attempt.dispatch.target.tee_type.encode()))
             if walk.sealed is not None and walk.admission is not None:
                 headers += price_headers(attempt.price, None if streams else attempt.usage(walk.admission.bounds))
             if attempt.salt is not None:

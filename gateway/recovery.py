@@ -1,8 +1,8 @@
 """Judges the receipts that agents deliver, and has charged what a gateway lost.
 
-Nearly every receipt says what the books already know; comparing bytes is enough for those. Only what is new to the
-books is verified: the ticket's MAC, the stub that only a gateway can have sealed for this ticket and this worker, and
-the signature of the head by the receipt key of the keyset that the stub was sealed for. No ticket, no charge.
+Every receipt is verified: the ticket's MAC, the stub that only a gateway can have sealed for this ticket and this
+worker, and the signature of the head by the receipt key of the keyset that the stub was sealed for. Nearly every one
+then says what the books already know. No ticket, no charge.
 
 The keyset travels with the batch instead of being looked up: the stub binds its digest to the worker, so that no
 history of enrolments is needed, and a receipt of an earlier keyset is as good as one of today's.
@@ -10,23 +10,25 @@ history of enrolments is needed, and a receipt of an earlier keyset is as good a
 
 import asyncio
 import datetime as dt
+import functools
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import structlog
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from billing.ports import Outcome, Settlement
 from billing.postgres.recoveries import Recoveries
 from billing.recoveries import Booked, Claim
 from cocoon import canonical, receipt
-from cocoon.canonical import from_base64url
 from cocoon.enrolment import Keyset, keyset_digest
 from cocoon.errors import MalformedError
 from cocoon.ids import job_day
 from cocoon.receipt import ReceiptBody, ReceiptHead
 from cocoon.receipt_batch import DeliveredReceipt, ReceiptBatch, Verdict
-from cocoon.ticket import TICKET_BYTES, Ticket, open_ticket, ticket_key
+from cocoon.ticket import Ticket, open_ticket, ticket_key
 from gateway.errors import OverloadedError
 from gateway.stubs import open_stub, stub_key
 
@@ -34,26 +36,50 @@ BATCHES_MAX = 16
 """Batches that wait or are judged in one process; beyond it agents are asked to come back."""
 VERIFIED_PER_TURN = 4
 """Receipts verified before the event loop gets a turn: 2 ms."""
+KEYSETS_MAX = 256
+"""Keysets that one process remembers."""
 FINISH_CHARS_MAX = 64
 CUT_OFF = "abort"
 """Finish reason of a receipt for an answer that was cut off while the worker gave it."""
 log = structlog.get_logger()
 
 
-class _Outline(msgspec.Struct, frozen=True):
-    """What a receipt is about, as it says itself: not verified."""
+class _Opened(NamedTuple):
+    """What is needed of a keyset to verify its receipts."""
 
-    job_id: uuid.UUID
-    attempt: int
-    head: ReceiptHead
+    digest: bytes
+    receipt_pk: bytes
+    ticket_key: bytes
+    stub_key: AESGCM
+
+
+@functools.lru_cache(maxsize=KEYSETS_MAX)
+def _opened(raw: bytes, network_secret: bytes) -> _Opened:
+    """A keyset signs thousands of receipts; decoding it for each would cost as much as all the rest.
+
+    Raises:
+        MalformedError: not a keyset.
+    """
+    digest = keyset_digest(raw)
+    return _Opened(
+        digest, Keyset.decode(raw).receipt_pk, ticket_key(network_secret, digest), stub_key(network_secret, digest)
+    )
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What became of a receipt; `charged` is what the books charge for exactly this one (10^-6 nano), if anything."""
+    """What became of a receipt; `charged` is what the books charge for exactly this one (10^-6 nano), if anything.
+
+    `claim` is what it says, None for one that is not authentic; `booked_head` is the head that the books have for its
+    attempt; `receipt_pk` is the key that signed, of the keyset of this digest.
+    """
 
     verdict: Verdict
     head: bytes
     charged: int | None
+    claim: Claim | None = None
+    booked_head: bytes | None = None
+    receipt_pk: bytes = b""
+    keyset_digest: bytes = b""
 
 
 class Reconciler:
@@ -83,34 +109,43 @@ class Reconciler:
             self._waiting -= 1
 
     async def _judge(self, worker_id: uuid.UUID, batch: ReceiptBatch) -> tuple[Judgement, ...]:
-        outlines = [_outline(delivered) for delivered in batch.receipts]
-        booked = await self._recoveries.booked({outline.job_id for outline in outlines if outline is not None})
-        verdicts: list[Verdict | None] = []
-        claims: list[Claim] = []
-        for delivered, outline in zip(batch.receipts, outlines, strict=True):
-            if outline is not None and _is_known(worker_id, delivered, outline, booked.get(outline.job_id, [])):
-                verdicts.append(Verdict.RECORDED)
-                continue
+        verified = await self._verified(worker_id, batch)
+        authentic = [claim for claim in verified if claim is not None]
+        booked = await self._recoveries.booked({claim.settlement.job_id for claim in authentic})
+        # Nearly every receipt says what the books know already.
+        unknown = [claim for claim in authentic if not _is_known(claim, booked.get(claim.settlement.job_id, []))]
+        judged = await self._recoveries.reconcile(unknown) if unknown else []
+        verdicts = {id(claim): verdict for claim, verdict in zip(unknown, judged, strict=True)}
+        if unknown:
+            # What was recovered just now has rows of its own.
+            booked |= await self._recoveries.booked({claim.settlement.job_id for claim in unknown})
+        return tuple(
+            Judgement(verdict=Verdict.REFUSED, head=delivered.head, charged=None)
+            if claim is None
+            else _judgement(
+                claim,
+                verdicts.get(id(claim), Verdict.RECORDED),
+                _opened(batch.keysets[delivered.keyset], self._network_secret),
+                booked,
+            )
+            for claim, delivered in zip(verified, batch.receipts, strict=True)
+        )
+
+    async def _verified(self, worker_id: uuid.UUID, batch: ReceiptBatch) -> list[Claim | None]:
+        """What each receipt claims, None where it is not authentic: no receipt is paid, kept or logged unverified."""
+        claims: list[Claim | None] = []
+        for delivered in batch.receipts:
             try:
                 claims.append(
                     verify(delivered, batch.keysets, worker_id, self._network_secret, global_id=self._global_id)
                 )
-                verdicts.append(None)
             except MalformedError as error:
                 # Only what was refused and why: an honest worker never sees this line.
                 log.warning("receipt_refused", worker_id=str(worker_id), reason=str(error))
-                verdicts.append(Verdict.REFUSED)
-            if len(verdicts) % VERIFIED_PER_TURN == 0:
+                claims.append(None)
+            if len(claims) % VERIFIED_PER_TURN == 0:
                 await asyncio.sleep(0)
-        judged = iter(await self._recoveries.reconcile(claims) if claims else ())
-        whole = [next(judged) if verdict is None else verdict for verdict in verdicts]
-        if claims:
-            # What was recovered just now has rows of its own.
-            booked |= await self._recoveries.booked({claim.settlement.job_id for claim in claims})
-        return tuple(
-            Judgement(verdict=verdict, head=delivered.head, charged=_charged(verdict, delivered, outline, booked))
-            for verdict, delivered, outline in zip(whole, batch.receipts, outlines, strict=True)
-        )
+        return claims
 
 
 def verify(
@@ -124,14 +159,14 @@ def verify(
     """
     if delivered.keyset >= len(keysets):
         raise MalformedError("the receipt names a keyset that the batch does not have")
-    raw_keyset = keysets[delivered.keyset]
-    digest = keyset_digest(raw_keyset)
-    ticket, raw_ticket = open_ticket(ticket_key(network_secret, digest), delivered.ticket)
-    stub = open_stub(stub_key(network_secret, digest), worker_id, raw_ticket, delivered.stub)
+    keyset = _opened(keysets[delivered.keyset], network_secret)
+    digest = keyset.digest
+    ticket, raw_ticket = open_ticket(keyset.ticket_key, delivered.ticket)
+    stub = open_stub(keyset.stub_key, worker_id, raw_ticket, delivered.stub)
     head = ReceiptHead.decode(delivered.head)
     body = canonical.decode(delivered.body, ReceiptBody)
     _require_matching(ticket, raw_ticket, head, body, delivered.body, digest, global_id)
-    receipt.verify(Keyset.decode(raw_keyset).receipt_pk, delivered.head, delivered.signature)
+    receipt.verify(keyset.receipt_pk, delivered.head, delivered.signature)
     started, ended = _moment(body.started_ms), _moment(body.ended_ms)
     settlement = Settlement(
         job_id=ticket.job_id,
@@ -174,35 +209,29 @@ def _require_matching(
     job_day(ticket.job_id)
 
 
-def _outline(delivered: DeliveredReceipt) -> _Outline | None:
-    try:
-        ticket = Ticket.decode(from_base64url(delivered.ticket)[:TICKET_BYTES])
-        job_day(ticket.job_id)
-        return _Outline(ticket.job_id, ticket.attempt, ReceiptHead.decode(delivered.head))
-    except MalformedError:
-        return None
+def _judgement(
+    claim: Claim, verdict: Verdict, keyset: _Opened, booked: Mapping[uuid.UUID, Sequence[Booked]]
+) -> Judgement:
+    """The charge is said for the one receipt that its usage row holds, and for no other head of the attempt."""
+    settlement, head = claim.settlement, claim.settlement.receipt_head
+    assert head is not None, "a claim comes from a receipt"
+    rows = booked.get(settlement.job_id, ())
+    charged = next((row.numerator for row in rows if row.receipt_head == head), None) if verdict.final else None
+    booked_head = next((row.receipt_head for row in rows if row.attempt == settlement.attempt), None)
+    return Judgement(
+        verdict=verdict, head=head, charged=charged, claim=claim, booked_head=booked_head,
+        receipt_pk=keyset.receipt_pk, keyset_digest=keyset.digest,
+    )  # fmt: skip
 
 
-def _charged(
-    verdict: Verdict,
-    delivered: DeliveredReceipt,
-    outline: _Outline | None,
-    booked: Mapping[uuid.UUID, Sequence[Booked]],
-) -> int | None:
-    """The charge, for the one receipt that its usage row holds: nothing is said about another head of the attempt."""
-    if not verdict.final or verdict is Verdict.REFUSED or outline is None:
-        return None
-    rows = booked.get(outline.job_id, ())
-    return next((row.numerator for row in rows if row.receipt_head == delivered.head), None)
-
-
-def _is_known(worker_id: uuid.UUID, delivered: DeliveredReceipt, outline: _Outline, rows: Sequence[Booked]) -> bool:
+def _is_known(claim: Claim, rows: Sequence[Booked]) -> bool:
     """Whether the usage row of this attempt came with this very head, and says what it says."""
+    settlement = claim.settlement
     return any(
-        row.attempt == outline.attempt
-        and row.worker_id == worker_id
-        and row.receipt_head == delivered.head
-        and row.usage == outline.head.usage
+        row.attempt == settlement.attempt
+        and row.worker_id == settlement.worker_id
+        and row.receipt_head == settlement.receipt_head
+        and row.usage == claim.claimed
         and row.outcome.chargeable
         for row in rows
     )

@@ -14,7 +14,7 @@ from gateway.evidence_desk import EvidenceDesk
 from gateway.limiter import SlicedLimiter
 from gateway.pipeline import Pipeline
 from gateway.prices import Prices
-from gateway.recovery import Reconciler
+from gateway.receipts import ReceiptDesk
 from gateway.settings import Settings
 from gateway.settle import Settler
 from gateway.signing import BatchSigner
@@ -32,7 +32,7 @@ class Services:
     def __init__(
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: LeasedLedger,
         accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
-        tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, reconciler: Reconciler,
+        tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, receipts: ReceiptDesk,
         signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor, attestations: AttestationStore,
         log_reader: LogReader, log_verifier: NoteVerifier, desk: EvidenceDesk,
     ) -> None:  # fmt: skip
@@ -49,7 +49,7 @@ class Services:
         self.settler = settler
         self.limiter = limiter
         self.pipeline = pipeline
-        self.reconciler = reconciler
+        self.receipts = receipts
         self.signer = signer
         self.pool = pool
         self.log_reader = log_reader

@@ -140,6 +140,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_idle_s: float
     alerts: AlertSettings
     log: LogSettings
+    receipt_days: int
     attestation: AttestationSettings
     wallet_domains: tuple[str, ...]
 
@@ -187,6 +188,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         lease_ttl_s=_number(env, "COCOON_LEASE_TTL_S", 60, low=1, high=3600),
         lease_idle_s=_number(env, "COCOON_LEASE_IDLE_S", 10, low=0.05, high=3600),
         alerts=_alerts(env),
+        receipt_days=int(_number(env, "COCOON_RECEIPT_DAYS", 90, low=2, high=3650)),
         log=read_log(env, bytes.fromhex(secret), global_id),
         attestation=_attestation(env),
         wallet_domains=_wallet_domains(env),

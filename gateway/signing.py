@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import uuid
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -95,6 +96,21 @@ class _Asked:
         self.answer = answer
 
 
+class Charged(NamedTuple):
+    """A receipt to sign for: its ticket and head, and what the books charge for it (10^-6 nano), if anything."""
+
+    ticket: bytes
+    head: bytes
+    numerator: int | None
+
+
+class SignedReceipt(NamedTuple):
+    """Where a receipt's ticket and its countersignature stand in a signed batch."""
+
+    ticket: Proof
+    countersigned: Countersigned | None
+
+
 class BatchSigner:
     """One process's signer. `run` must be running for `sign` to return."""
 
@@ -179,25 +195,40 @@ class BatchSigner:
         return SignaturesAnswer(batch=batch, proofs=tuple(None if raw is None else next(left) for raw in opened))
 
     async def countersign(
-        self, charged: Sequence[tuple[bytes, int] | None]
-    ) -> tuple[SignedBatch | None, tuple[Countersigned | None, ...]]:
-        """Countersignatures of receipt heads with what each was charged (10^-6 nano); None stays None.
+        self, charged: Sequence[Charged | None], *, include_by: int
+    ) -> tuple[SignedBatch | None, Sequence[SignedReceipt | None]]:
+        """One batch about receipts: the ticket of each, and what it was charged where it was; None stays None.
+
+        `include_by` (Unix seconds) is when the log will hold them at the latest: only who keeps them may promise it.
 
         Raises:
             OverloadedError, SigningUnavailableError: as `sign`.
         """
-        leaves = [
-            Countersignature(
-                global_id=self._global_id, head_sha256=head_digest(one[0]), charge_numerator=one[1]
-            ).encode()
-            for one in charged
-            if one is not None
-        ]  # fmt: skip
+        leaves: list[bytes] = []
+        for one in charged:
+            if one is not None:
+                leaves.append(one.ticket)
+                if one.numerator is not None:
+                    leaves.append(self._countersignature(one, one.numerator, include_by))
         if not leaves:
-            return None, ()
+            return None, [None] * len(charged)
         batch, proofs = await self.sign(leaves)
-        made = iter(Countersigned(leaf=leaf, proof=proof) for leaf, proof in zip(leaves, proofs, strict=True))
-        return batch, tuple(None if one is None else next(made) for one in charged)
+        left = iter(zip(leaves, proofs, strict=True))
+
+        def proven(one: Charged) -> SignedReceipt:
+            _, ticket = next(left)
+            if one.numerator is None:
+                return SignedReceipt(ticket, None)
+            leaf, proof = next(left)
+            return SignedReceipt(ticket, Countersigned(leaf=leaf, proof=proof))
+
+        return batch, [None if one is None else proven(one) for one in charged]
+
+    def _countersignature(self, one: Charged, numerator: int, include_by: int) -> bytes:
+        return Countersignature(
+            global_id=self._global_id, head_sha256=head_digest(one.head), charge_numerator=numerator,
+            include_by=include_by,
+        ).encode()  # fmt: skip
 
     def _take(self) -> list[_Asked]:
         """As much as fits into one batch, whole questions only."""

@@ -51,6 +51,11 @@ Quote = Callable[[Target], int | None]
 """What a request costs at most at a target, in any one unit; None where it must not go. Why is the caller's affair."""
 
 
+def stricter(one: Requirement, other: Requirement) -> Requirement:
+    """The requirement that fewer targets meet."""
+    return one if _MEETS[one] <= _MEETS[other] else other
+
+
 class DispatchOutcome(enum.StrEnum):
     """How a dispatch ended, as far as the target is concerned."""
 

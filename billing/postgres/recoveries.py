@@ -69,6 +69,13 @@ class Recoveries:
             )
             for settlement, claimed in claims
         ]  # fmt: skip
+        await self._note(rows)
+
+    async def note_equivocations(self, claims: Sequence[Claim]) -> None:
+        """Record that receipts have a number that their key has signed another head under. Again adds nothing."""
+        await self._note([_discrepancy_row(claim, DiscrepancyKind.EQUIVOCATION, None) for claim in claims])
+
+    async def _note(self, rows: Sequence[tuple[object, ...]]) -> None:
         if rows:
             async with acquired(self._pool) as connection:
                 await connection.execute(OWN_SQL["insert_discrepancies"], *_columns(rows))

@@ -80,7 +80,8 @@ class Administration:
             KeySpec(
                 customer_id=organisation_id, name=asked.name, project_id=asked.project_id, role=role,
                 organisation_admin=admin, allowed_models=asked.allowed_models, cors_origins=asked.cors_origins,
-                expires_at=asked.expires_at, **msgspec.structs.asdict(asked.limits),
+                expires_at=asked.expires_at, required_evidence=asked.required_evidence,
+                **msgspec.structs.asdict(asked.limits),
             )
         )  # fmt: skip
         return Response(key_view(await self._keys.find(made.key_id), made), status_code=201, headers=_NO_STORE)

@@ -35,6 +35,7 @@ from gateway.postgres.organisations import (
     ProjectNeededError,
     ProjectTakenError,
 )
+from gateway.receipts import ReceiptUnknownError
 from gateway.sealed import JobUsedError, KeyTagError, RecipientsGoneError
 from gateway.signing import SigningUnavailableError
 from gateway.wallet_keys import (
@@ -83,6 +84,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     ModelUnknownError: (404, "invalid_request_error"),
     EndpointUnsupportedError: (404, "invalid_request_error"),
     NotLoggedError: (404, "invalid_request_error"),
+    ReceiptUnknownError: (404, "invalid_request_error"),
     OrganisationUnknownError: (404, "invalid_request_error"),
     ProjectUnknownError: (404, "invalid_request_error"),
     KeyUnknownError: (404, "invalid_request_error"),

@@ -1,10 +1,12 @@
 """`/v1/log`: the transparency log for whoever wants to look, without a key. Formats: docs/log.md."""
 
 import base64
-from typing import Annotated, Literal
+import uuid
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Controller, Response, get
+from litestar.connection import Request
 from litestar.params import QueryParameter
 
 from audit.entries import Entry, LeafType
@@ -14,6 +16,7 @@ from cocoon.checkpoints import SIZE_MAX
 from cocoon.errors import MalformedError
 from cocoon.transparency import DIGEST_BYTES, ENTRY_BYTES
 from gateway.errors import InvalidRequestError
+from gateway.http.access import customer_of
 from gateway.services import Services
 
 _TEXT = "text/plain"
@@ -27,7 +30,8 @@ _From = Annotated[int, QueryParameter(name="from", ge=0, le=SIZE_MAX, descriptio
 _To = Annotated[
     int | None, QueryParameter(name="to", ge=0, le=SIZE_MAX, description="Entries of the newer tree; the last signed")
 ]  # fmt: skip
-_Leaf = Annotated[str, QueryParameter(name="leaf", description="The entry's 33 bytes in hexadecimal")]
+_Leaf = Annotated[str | None, QueryParameter(name="leaf", description="The entry's 33 bytes in hexadecimal")]
+_Receipt = Annotated[uuid.UUID | None, QueryParameter(name="receipt", description="Or the id of a receipt of yours")]
 
 
 class InclusionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,15 +94,28 @@ class LogController(Controller):
         return Response(await services.log_reader.envelope(entry), media_type=_BYTES, headers=_FOR_EVER)
 
     @get("/proof")
-    async def proof(self, services: Services, leaf: _Leaf, size: _Size = None) -> InclusionView:
-        """The proof that an entry is in the log."""
-        try:
-            entry = Entry.decode(_hexadecimal("leaf", leaf, ENTRY_BYTES))
-        except MalformedError as error:
-            raise InvalidRequestError(str(error), param="leaf") from None
+    async def proof(
+        self, request: Request[Any, Any, Any], services: Services, leaf: _Leaf = None, receipt: _Receipt = None,
+        size: _Size = None,
+    ) -> InclusionView:  # fmt: skip
+        """The proof that an entry is in the log. Only who owns a receipt can ask for it by its id."""
+        if (leaf is None) == (receipt is None):
+            raise InvalidRequestError("Ask for a leaf or for a receipt.", param="leaf")
+        if leaf is not None:
+            try:
+                entry = Entry.decode(_hexadecimal("leaf", leaf, ENTRY_BYTES))
+            except MalformedError as error:
+                raise InvalidRequestError(str(error), param="leaf") from None
+        else:
+            assert receipt is not None, "one of the two"
+            entry = await services.receipts.entry(customer_of(request, services).customer_id, receipt)
         proof, signed = await services.log_reader.inclusion(entry, size)
         return InclusionView(
-            leaf=leaf, index=proof.index, size=proof.size, path=_shown(proof.path), checkpoint=signed.note
+            leaf=entry.encode().hex(),
+            index=proof.index,
+            size=proof.size,
+            path=_shown(proof.path),
+            checkpoint=signed.note,
         )
 
     @get("/consistency")

@@ -17,6 +17,7 @@ from cocoon.money import NUMERATOR_PER_NANO, Amount, decimal_units
 from gateway.auth import Role
 from gateway.postgres.keys import GRACE_S_MAX, Allowance, NewKey, StoredKey
 from gateway.postgres.organisations import Organisation, StoredProject
+from workers.targets import Requirement
 
 PAGE_DEFAULT = 50
 PAGE_MAX = 200
@@ -67,6 +68,7 @@ class CreateOwnKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     project_id: uuid.UUID | None = None
     limits: Limits = Limits()
     allowed_models: Annotated[tuple[_Text, ...], Meta(max_length=64)] = ()
+    required_evidence: Requirement = "any"
     cors_origins: Annotated[tuple[_Text, ...], Meta(max_length=32)] = ()
     expires_at: Annotated[dt.datetime, Meta(tz=True)] | None = None
 
@@ -140,6 +142,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     organisation_admin: bool
     limits: Allowance
     allowed_models: tuple[str, ...]
+    required_evidence: Requirement
     cors_origins: tuple[str, ...]
     expires_at: dt.datetime | None
     previous_expires_at: dt.datetime | None
@@ -221,7 +224,8 @@ def key_view(key: StoredKey, made: NewKey | None = None) -> KeyView:
         id=key.key_id, organisation_id=key.customer_id, project_id=key.project_id, project=key.project, name=key.name,
         prefix=key.prefix, role=key.role, organisation_admin=key.organisation_admin,
         limits=Allowance(**{name: getattr(key, name) for name in Allowance.__struct_fields__}),
-        allowed_models=key.allowed_models, cors_origins=key.cors_origins, expires_at=key.expires_at,
+        allowed_models=key.allowed_models, required_evidence=key.required_evidence,
+        cors_origins=key.cors_origins, expires_at=key.expires_at,
         previous_expires_at=key.previous_expires_at, revoked_at=key.revoked_at, created_at=key.created_at,
         secret=msgspec.UNSET if made is None else made.secret,
     )  # fmt: skip

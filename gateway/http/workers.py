@@ -18,10 +18,10 @@ from cocoon.enrolment import (
     Heartbeat,
     Reason,
 )
-from cocoon.receipt_batch import BATCH_BYTES_MAX, RECEIPTS_PATH, ReceiptBatch, ReceiptVerdicts
+from cocoon.receipt_batch import BATCH_BYTES_MAX, RECEIPTS_PATH, ReceiptBatch
 from cocoon.signatures import REQUEST_BYTES_MAX, SIGNATURES_PATH, SignaturesRequest
 from cocoon.ticket import ticket_key
-from gateway.errors import BodyTooLargeError, GatewayError, InvalidRequestError
+from gateway.errors import BodyTooLargeError, InvalidRequestError
 from gateway.http.access import worker_of
 from gateway.http.evidence import judged_for
 from gateway.quotes import require_acceptable
@@ -93,19 +93,10 @@ class WorkersController(Controller):
 
     @post(RECEIPTS_PATH, status_code=200)
     async def receipts(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
-        """Judge delivered receipts. Who was enrolled when it signed may deliver, whether or not it still is."""
+        """Judge and keep receipts. Who was enrolled when it signed may deliver, whether or not it still is."""
         claims = _claims(request, services)
         batch: ReceiptBatch = await decoded(request, _receipts_decoder, BATCH_BYTES_MAX)
-        judged = await services.reconciler.judge(claims.worker_id, batch)
-        verdicts = tuple(one.verdict for one in judged)
-        charged = [None if one.charged is None else (one.head, one.charged) for one in judged]
-        try:
-            signed, countersigned = await services.signer.countersign(charged)
-        except GatewayError as error:
-            # What was lost is recovered whether or not anybody can sign for it now.
-            log.warning("receipts_not_countersigned", code=error.code)
-            signed, countersigned = None, ()
-        answer = ReceiptVerdicts(verdicts, signed, countersigned)
+        answer = await services.receipts.deliver(claims.worker_id, batch)
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     @post(SIGNATURES_PATH, status_code=200)

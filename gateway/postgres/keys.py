@@ -26,6 +26,7 @@ from cocoon.ids import ADMIN_KEY_PREFIX, API_KEY_PREFIX, WORKER_KEY_PREFIX, new_
 from cocoon.sql import named_statements
 from gateway.auth import KeyRecord, KeyTable, Principal, Project, Role
 from gateway.errors import GatewayError
+from workers.targets import Requirement
 
 CHANNEL = "cocoon_keys"
 HEARTBEAT_S = 5.0
@@ -92,7 +93,8 @@ def own_organisation(customer_id: uuid.UUID) -> Reach:
 class KeySpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a new key may do. None is unlimited; empty `allowed_models` allows every model.
 
-    `project_id` None is the customer's project `default`. `wallet` is the address whose owner proved it.
+    `project_id` None is the customer's project `default`. `wallet` is the address whose owner proved it. Workers meet
+    `required_evidence`, whatever a request says.
     """
 
     customer_id: uuid.UUID
@@ -106,6 +108,7 @@ class KeySpec(msgspec.Struct, frozen=True, kw_only=True):
     spend_day_nano_max: int | None = None
     spend_month_nano_max: int | None = None
     allowed_models: tuple[str, ...] = ()
+    required_evidence: Requirement = "any"
     cors_origins: tuple[str, ...] = ()
     expires_at: dt.datetime | None = None
     wallet: str | None = None
@@ -139,6 +142,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     spend_day_nano_max: int | None
     spend_month_nano_max: int | None
     allowed_models: tuple[str, ...]
+    required_evidence: Requirement
     cors_origins: tuple[str, ...]
     expires_at: dt.datetime | None
     previous_expires_at: dt.datetime | None
@@ -326,7 +330,7 @@ def _columns(secret: str, spec: KeySpec) -> tuple[object, ...]:
         spec.customer_id, spec.name, secret_key_hash(secret), _prefix(secret), spec.role.value, spec.requests_per_min,
         spec.tokens_per_min, spec.concurrency_max, list(spec.allowed_models), list(spec.cors_origins),
         spec.expires_at, spec.project_id, spec.organisation_admin, spec.spend_day_nano_max, spec.spend_month_nano_max,
-        spec.wallet,
+        spec.wallet, spec.required_evidence,
     )  # fmt: skip
 
 
@@ -366,6 +370,7 @@ async def load_keys(connection: Connection, only: list[uuid.UUID] | None = None)
                 spend_day_nano_max=row["spend_day_nano_max"],
                 spend_month_nano_max=row["spend_month_nano_max"],
                 allowed_models=frozenset[str](row["allowed_models"] or ()),
+                required_evidence=row["required_evidence"],
                 cors_origins=frozenset[str](row["cors_origins"]),
                 expires_at=row["expires_at"],
             ),
@@ -477,6 +482,7 @@ def _stored(row: Record) -> StoredKey:
         spend_day_nano_max=row["spend_day_nano_max"],
         spend_month_nano_max=row["spend_month_nano_max"],
         allowed_models=tuple(row["allowed_models"] or ()),
+        required_evidence=row["required_evidence"],
         cors_origins=tuple(row["cors_origins"]),
         expires_at=row["expires_at"],
         previous_expires_at=row["previous_expires_at"],

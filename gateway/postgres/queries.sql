@@ -4,9 +4,10 @@
 -- name: insert_key
 INSERT INTO api_keys (
     id, customer_id, name, sha256, prefix, role, requests_per_min, tokens_per_min, concurrency_max, allowed_models,
-    cors_origins, expires_at, project_id, organisation_admin, spend_day_nano_max, spend_month_nano_max, wallet
+    cors_origins, expires_at, project_id, organisation_admin, spend_day_nano_max, spend_month_nano_max, wallet,
+    required_evidence
 )
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17);
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18);
 
 -- name: find_hash
 SELECT id
@@ -30,6 +31,7 @@ SELECT
     api_keys.spend_day_nano_max,
     api_keys.spend_month_nano_max,
     api_keys.allowed_models,
+    api_keys.required_evidence,
     api_keys.cors_origins,
     api_keys.expires_at,
     api_keys.project_id,
@@ -63,6 +65,7 @@ SELECT
     api_keys.spend_day_nano_max,
     api_keys.spend_month_nano_max,
     api_keys.allowed_models,
+    api_keys.required_evidence,
     api_keys.cors_origins,
     api_keys.expires_at,
     api_keys.previous_expires_at,
@@ -110,6 +113,7 @@ SELECT
     api_keys.spend_day_nano_max,
     api_keys.spend_month_nano_max,
     api_keys.allowed_models,
+    api_keys.required_evidence,
     api_keys.cors_origins,
     api_keys.expires_at,
     api_keys.previous_expires_at,

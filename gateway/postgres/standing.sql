@@ -1,7 +1,8 @@
 -- Workers' standing: claims against them, and suspensions.
 
 -- name: suspend_offenders
--- Who has claims about $2 or more jobs within $1 seconds, since its last suspension was lifted.
+-- Who has claims about $2 or more jobs within $1 seconds, since its last suspension was lifted; one equivocation, which
+-- nobody commits by mistake, is enough.
 INSERT INTO worker_suspensions (worker_id, offences)
 SELECT
     found.worker_id,
@@ -17,7 +18,7 @@ WHERE
             AND (earlier.lifted_at IS NULL OR earlier.lifted_at >= found.created_at)
     )
 GROUP BY found.worker_id
-HAVING COUNT(DISTINCT found.job_id) >= $2::bigint
+HAVING COUNT(DISTINCT found.job_id) >= $2::bigint OR BOOL_OR(found.kind = 'equivocation')
 ON CONFLICT (worker_id) WHERE lifted_at IS NULL DO NOTHING
 RETURNING worker_id, offences;
 

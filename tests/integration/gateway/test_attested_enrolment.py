@@ -72,6 +72,13 @@ async def test_an_agent_of_the_simulated_fleet_is_admitted_and_serves_what_asks_
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
         [model] = (await client.get("/v1/models")).json()["data"]
         assert model["tee_types"] == {"none": 1, "tdx-simulated": 1}
+    # A key may demand it for all of its requests, and a request cannot ask for less.
+    async with stack.client(await stack.new_key(required_evidence="tdx")) as strict:
+        answer = await strict.post("/v1/chat/completions", json=chat(provider={"require": "any"}))
+        assert (answer.status_code, answer.headers["x-cocoon-worker"]) == (200, "attested"), answer.text
+        assert answer.headers["x-cocoon-evidence"] == "tdx-simulated"
+        answer = await strict.post("/v1/chat/completions", json=chat(provider={"ignore": ["attested"]}))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
     [row] = await stack.rows("SELECT * FROM keysets WHERE name = 'attested'")
     assert (row["outcome"], row["tee_type"], row["level"]) == ("admitted", "tdx-simulated", "tdx+gpu")
     evidence = Evidence.decode(row["evidence"])

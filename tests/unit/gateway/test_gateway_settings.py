@@ -1,6 +1,7 @@
 """Settings are read once and completely; what cannot be used stops the start-up with its name and without its value."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,3 +108,22 @@ def test_the_log_has_a_name_and_a_key_of_the_network_unless_it_is_given_its_own(
     assert log.seed.reveal() not in repr(log)
     own = read(COCOON_LOG_KEY="12" * 32, COCOON_LOG_ORIGIN="log.example/cocoon").log
     assert (own.origin, own.seed.reveal()) == ("log.example/cocoon", "12" * 32)
+
+
+def test_a_policy_is_pinned_and_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_bytes(b"version = 1")
+    pinned = {"COCOON_POLICY_FILE": str(path), "COCOON_POLICY_SHA256": "ab" * 32}
+    assert read(**pinned).attestation.policy == b"version = 1"
+    assert read().attestation.policy is None
+    for changes, name in (
+        ({"COCOON_POLICY_FILE": str(path)}, "go together"),
+        ({"COCOON_POLICY_SHA256": "ab" * 32}, "go together"),
+        ({**pinned, "COCOON_POLICY_FILE": str(tmp_path / "absent")}, "COCOON_POLICY_FILE"),
+        ({**pinned, "COCOON_POLICY_SHA256": "ab"}, "COCOON_POLICY_SHA256"),
+        ({**pinned, "COCOON_SIMULATED_SEED": "zz"}, "COCOON_SIMULATED_SEED"),
+        ({**pinned, "COCOON_RIMS": str(path)}, "COCOON_RIMS"),
+        ({"COCOON_EVIDENCE_REQUIRED": "1"}, "COCOON_EVIDENCE_REQUIRED"),
+    ):
+        with pytest.raises(SettingsError, match=name):
+            read(**changes)

@@ -13,7 +13,7 @@ from cocoon.signatures import SignaturesRequest, UnsignedTicket
 from cocoon.signed_batch import LEAVES_MAX, Countersignature, head_digest, open_batch, require_leaf
 from cocoon.ticket import Ticket, seal_ticket, ticket_key
 from gateway.errors import OverloadedError
-from gateway.signing import WAITING_MAX, BatchSigner, GatewayKey, SigningUnavailableError, development_key
+from gateway.signing import WAITING_MAX, BatchSigner, Charged, GatewayKey, SigningUnavailableError, development_key
 from tests.receipt_values import GLOBAL_ID, SECRET, Signer
 from tests.signing_values import Operator
 
@@ -113,17 +113,28 @@ async def test_a_ticket_is_signed_only_for_the_worker_and_keyset_it_was_issued_t
     assert (stolen.batch, stolen.proofs) == (None, (None,))
 
 
-async def test_countersignatures_say_what_each_head_was_charged(signer: BatchSigner, operator: Operator) -> None:
-    batch, entries = await signer.countersign([(b"h" * 124, 12), None, (b"i" * 124, 0)])
+async def test_countersignatures_say_what_each_head_was_charged_and_prove_its_ticket(
+    signer: BatchSigner, operator: Operator
+) -> None:
+    asked = [
+        Charged(b"t" * 125, b"h" * 124, 12), None, Charged(b"u" * 125, b"i" * 124, 0),
+        Charged(b"v" * 125, b"j" * 124, None),
+    ]  # fmt: skip
+    batch, entries = await signer.countersign(asked, include_by=1_700_000_000)
     assert batch is not None
     head = open_batch(batch, operator_key=operator.public, global_id=GLOBAL_ID, now_s=SystemClock().now().timestamp())
-    assert [entry is None for entry in entries] == [False, True, False]
-    for entry, raw, charged in ((entries[0], b"h" * 124, 12), (entries[2], b"i" * 124, 0)):
-        assert entry is not None
-        require_leaf(head, entry.leaf, entry.proof)
-        said = Countersignature.decode(entry.leaf)
-        assert (said.head_sha256, said.charge_numerator, said.include_by) == (head_digest(raw), charged, 0)
-    assert await signer.countersign([None]) == (None, ())
+    assert [entry is None for entry in entries] == [False, True, False, False]
+    for entry, one in zip(entries, asked, strict=True):
+        if entry is None or one is None:
+            continue
+        require_leaf(head, one.ticket, entry.ticket)
+        assert (entry.countersigned is None) == (one.numerator is None)
+        if entry.countersigned is not None:
+            require_leaf(head, entry.countersigned.leaf, entry.countersigned.proof)
+            said = Countersignature.decode(entry.countersigned.leaf)
+            assert (said.head_sha256, said.charge_numerator) == (head_digest(one.head), one.numerator)
+            assert said.include_by == 1_700_000_000
+    assert await signer.countersign([None], include_by=0) == (None, [None])
 
 
 async def test_more_than_one_batch_can_hold_is_signed_in_several_and_too_much_is_refused(operator: Operator) -> None:
