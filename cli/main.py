@@ -35,6 +35,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "keys": Subcommand("cli.keys", "Create, list, limit, rotate and revoke keys.", "gateway"),
     "orgs": Subcommand("cli.orgs", "Organisations: create, credit, list; who changed what.", "gateway"),
     "projects": Subcommand("cli.projects", "Projects of an organisation and their limits.", "gateway"),
+    "manifest": Subcommand("cli.manifest", "Describe the files of a model; check files against it.", "worker"),
     "migrate": Subcommand("cli.migrate", "Bring the database schema up to date.", "gateway"),
     "operator": Subcommand("cli.operator_keys", "Make the operator's key and delegate to gateways.", "gateway"),
     "policy": Subcommand("cli.policy", "Check and show what workers' evidence is judged by.", "gateway"),

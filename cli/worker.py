@@ -23,6 +23,7 @@ _OPTIONS = {
     "capacity": ("COCOON_WORKER_CAPACITY", "Requests in flight; default 4."),
     "engine": ("COCOON_ENGINE", "xllamacpp, sglang, sglang+URL of a running SGLang, or URL of an OpenAI API."),
     "model-path": ("COCOON_ENGINE_MODEL_PATH", "Model file (xllamacpp) or folder (sglang)."),
+    "manifest": ("COCOON_WORKER_MANIFEST", "Manifest of the weights (cocoon manifest build); serve no others."),
     "served-model": ("COCOON_SERVED_MODEL", "Name under which the model is offered."),
     "ask": ("COCOON_WORKER_ASK", "Your price in TON per million tokens: PROMPT/CACHED/COMPLETION, or @FILE with it."),
     "ask-or-ceiling": ("COCOON_WORKER_ASK_OR_CEILING", "1: where the network pays less than you ask, work for that."),

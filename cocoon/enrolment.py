@@ -18,6 +18,9 @@ KEYSET_SECONDS_MAX = 6 * 3600
 ENROL_PATH = "/v1/workers/enrol"
 CHALLENGE_PATH = "/v1/workers/challenge"
 HEARTBEAT_PATH = "/v1/workers/heartbeat"
+RENEW_PATH = "/v1/workers/token"
+MANIFEST_BYTES_MAX = 256 * 1024
+"""Longest model manifest; one of a thousand files needs half of it."""
 EVIDENCE_BYTES_MAX = 1024 * 1024
 """Longest evidence of one enrolment: a quote, an event log, the reports and chains of eight GPUs."""
 HEARTBEAT_SECONDS = 2.0
@@ -94,6 +97,7 @@ class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     A model without an ask is served at the network's price. Enrolling again with other asks changes nothing else.
     `evidence` is the bytes of `attestation.evidence.Evidence` for this very keyset and the nonce of a challenge, and
     empty exactly where `tee_type` is `none`. Enrolling again with fresh evidence renews its time.
+    `manifest` is the document whose digest the keyset names, and empty where it names none.
     """
 
     keyset: bytes
@@ -105,6 +109,7 @@ class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     tee_type: Annotated[str, msgspec.Meta(max_length=32)] = "none"
     asks: Annotated[tuple[Ask, ...], msgspec.Meta(max_length=64)] = ()
     evidence: Annotated[bytes, msgspec.Meta(max_length=EVIDENCE_BYTES_MAX)] = b""
+    manifest: Annotated[bytes, msgspec.Meta(max_length=MANIFEST_BYTES_MAX)] = b""
 
 
 class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,7 +127,7 @@ class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EnrolAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Admission: `token` authorises heartbeats for `token_seconds`, `ticket_key` authenticates tickets.
+    """Admission: `token` authorises the worker's calls for `token_seconds`, `ticket_key` authenticates tickets.
 
     A quarantined worker is enrolled and reports, and gets no jobs for the `reasons` that are named. Fresh evidence is
     wanted every `reattest_seconds` (0 is never); what was shown counts until `attested_until` (Unix seconds).
@@ -138,6 +143,13 @@ class EnrolAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     reasons: tuple[Reason, ...] = ()
     attested_until: int = 0
     reattest_seconds: float = 0.0
+
+
+class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Answer of `POST /v1/workers/token`, authorised by a token that is still good: the next one."""
+
+    token: str
+    token_seconds: int
 
 
 class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

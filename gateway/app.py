@@ -54,6 +54,7 @@ from gateway.http.errors import error_answer, explained
 from gateway.http.health import healthz, readyz
 from gateway.http.inference import serve_inference
 from gateway.http.log import LogController
+from gateway.http.manifests import ManifestsController
 from gateway.http.models import ModelsController
 from gateway.http.organisation import OrganisationController
 from gateway.http.receipts import ReceiptsController
@@ -92,7 +93,7 @@ from workers.redis.heartbeats import HeartbeatBus
 from workers.registry import Registry
 from workers.routing import RetryBudget, Router
 from workers.targets import Upstream
-from workers.tokens import HeartbeatTokens
+from workers.tokens import WorkerTokens
 from workers.transport import Transport
 
 SWEEP_S = 5.0
@@ -111,7 +112,7 @@ TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
-    LogController, ReceiptsController, WorkersController, WalletsController, AttestationController,
+    LogController, ReceiptsController, ManifestsController, WorkersController, WalletsController, AttestationController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -210,7 +211,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             desk=EvidenceDesk(
                 registry, transport, attestor, attestations, clock, _dice(rng), network_secret=network_secret
             ),
-            heartbeats=heartbeats, tokens=HeartbeatTokens(network_secret), settler=settler, limiter=limiter,
+            heartbeats=heartbeats, tokens=WorkerTokens(network_secret), settler=settler, limiter=limiter,
             pipeline=pipeline,
             receipts=_receipt_desk(settings, pool, recoveries, signer, clock),
             pool=pool, signer=signer, log_reader=LogReader(pool), log_verifier=log_signer.verifier,

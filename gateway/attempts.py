@@ -76,17 +76,27 @@ class Attempts:
         self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
         self._tenants: dict[uuid.UUID, bytes] = {}
 
-    def require_offered(self, endpoint: Endpoint, offer: ModelOffer, request: ModelRequest, limit: PriceLimit) -> None:
-        """Refuse a request before it holds anything when everybody it may go to costs more than it allows.
+    def require_offered(
+        self, endpoint: Endpoint, offer: ModelOffer, request: ModelRequest, limit: PriceLimit | None,
+        manifest: bytes | None,
+    ) -> None:  # fmt: skip
+        """Refuse a request before it holds anything when nobody may take it: for its price, or for the pinned manifest.
 
         Raises:
             PriceLimitError: with the cheapest price.
+            ManifestUnservedError: others serve the model, and nobody from this manifest.
         """
         provider = request.provider or _NO_PREFERENCE
         targets = self._router.targets(
-            offer.model, endpoint=endpoint, require=provider.require, only=provider.only, ignore=provider.ignore
+            offer.model,
+            endpoint=endpoint,
+            require=provider.require,
+            only=provider.only,
+            ignore=provider.ignore,
+            manifest=manifest,
         )
-        require_offered(targets, offer, limit)
+        if limit is not None:
+            require_offered(targets, offer, limit)
 
     async def first(
         self, walk: Walk, admission: Admission, request: ModelRequest, call: Call, client: Client, deadline: Deadline
@@ -146,6 +156,7 @@ class Attempts:
                 prompt_tokens_bound=admission.bounds.prompt,
                 quote=quote,
                 cheapest=cheapest,
+                manifest=walk.manifest,
                 keysets=None if walk.sealed is None else frozenset(walk.sealed.header.keyset_digests),
             )
         except (NoWorkerError, WorkersBusyError, ModelNotFoundError) as error:

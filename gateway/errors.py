@@ -41,6 +41,12 @@ class ModelUnknownError(GatewayError):
     code: ClassVar[str] = "model_not_found"
 
 
+class ManifestUnknownError(GatewayError):
+    """No worker has enrolled with this model manifest."""
+
+    code: ClassVar[str] = "manifest_not_found"
+
+
 class ModelForbiddenError(GatewayError):
     """This API key may not use the model."""
 

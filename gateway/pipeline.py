@@ -34,6 +34,7 @@ from gateway.idempotency import Idempotency
 from gateway.limits import Limiter
 from gateway.live import LiveExchanges
 from gateway.over_claims import OverClaims
+from gateway.pins import read_pin
 from gateway.prices import Prices
 from gateway.quotes import read_limit
 from gateway.sealed import SealedAsk, SealedRequests, sealed_bounds
@@ -134,8 +135,11 @@ class Pipeline:
     ) -> Admission:
         offer = choose_offer(self._prices.book, principal, request.model)
         limit = read_limit(request.provider, call.max_price)
-        if limit is not None:
-            self._attempts.require_offered(walk.endpoint, offer, request, limit)
+        walk.manifest = read_pin(
+            request.provider, call.manifest, request.header.manifest if isinstance(request, SealedAsk) else None
+        )
+        if limit is not None or walk.manifest is not None:
+            self._attempts.require_offered(walk.endpoint, offer, request, limit, walk.manifest)
         if isinstance(request, SealedAsk):
             bounds = sealed_bounds(request, walk.endpoint, offer)
         else:

@@ -23,7 +23,7 @@ from workers.postgres.attestations import AttestationStore
 from workers.postgres.enrolments import EnrolmentStore
 from workers.redis.heartbeats import HeartbeatBus
 from workers.registry import Registry
-from workers.tokens import HeartbeatTokens
+from workers.tokens import WorkerTokens
 
 
 class Services:
@@ -32,7 +32,7 @@ class Services:
     def __init__(
         self, *, settings: Settings, clock: Clock, keys: KeyTable, prices: Prices, ledger: LeasedLedger,
         accounts: Accounts, registry: Registry, enrolments: EnrolmentStore, heartbeats: HeartbeatBus,
-        tokens: HeartbeatTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, receipts: ReceiptDesk,
+        tokens: WorkerTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, receipts: ReceiptDesk,
         signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor, attestations: AttestationStore,
         log_reader: LogReader, log_verifier: NoteVerifier, desk: EvidenceDesk,
     ) -> None:  # fmt: skip

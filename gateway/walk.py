@@ -29,6 +29,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""
     idempotency_key: bytes | None = None
     max_price: str | None = None
+    manifest: str | None = None
     sealed: bool = False
 
 
@@ -36,8 +37,8 @@ class Walk:
     """What is known of one request so far: everything that the end needs, whenever it comes."""
 
     __slots__ = (
-        "admission", "attempt", "body", "endpoint", "error", "exchange", "failed", "job_id", "name", "permit",
-        "principal", "request", "sealed", "trace", "turn",
+        "admission", "attempt", "body", "endpoint", "error", "exchange", "failed", "job_id", "manifest", "name",
+        "permit", "principal", "request", "sealed", "trace", "turn",
     )  # fmt: skip
 
     def __init__(self, job_id: uuid.UUID, exchange: Exchange, trace: Trace, endpoint: Endpoint) -> None:
@@ -47,6 +48,8 @@ class Walk:
         self.trace = trace
         self.endpoint = endpoint
         self.body = b""
+        self.manifest: bytes | None = None
+        """The digest of the only model manifest that will do."""
         self.principal: Principal | None = None
         self.request: ModelRequest | None = None
         self.sealed: SealedRequest | None = None

@@ -4,6 +4,7 @@ Pure: no name is resolved, nothing is stored, the caller brings the time.
 """
 
 import datetime as dt
+import hmac
 import uuid
 
 import msgspec
@@ -11,12 +12,14 @@ import msgspec
 from cocoon.endpoints import EndpointName
 from cocoon.enrolment import KEYSET_SECONDS_MAX, EnrolRequest, Keyset, keyset_digest
 from cocoon.errors import MalformedError
+from cocoon.manifest import Manifest, manifest_digest
 from workers.addresses import parse_endpoint, require_permitted_host
 from workers.errors import (
     AskRefusedError,
     EvidenceRefusedError,
     KeysetLifetimeError,
     KeysetRefusedError,
+    ManifestRefusedError,
     ModelsRefusedError,
     WorkerURLRefusedError,
 )
@@ -98,8 +101,25 @@ def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allo
         receipt_pk=keyset.receipt_pk,
         not_before=keyset.not_before,
         not_after=keyset.not_after,
+        manifest_sha256=keyset.model_manifest_sha256,
         asks=asks,
     )
+
+
+def require_manifest(request: EnrolRequest, worker: Worker) -> None:
+    """Check that the manifest is the one that the keyset, and with it every receipt, will name.
+
+    Raises:
+        ManifestRefusedError: another one, none, none that is named, or no manifest at all.
+    """
+    if not request.manifest and not worker.manifest_sha256:
+        return
+    if not hmac.compare_digest(manifest_digest(request.manifest), worker.manifest_sha256):
+        raise ManifestRefusedError
+    try:
+        Manifest.decode(request.manifest)
+    except MalformedError as error:
+        raise ManifestRefusedError(f"what the keyset names is not a model manifest: {error}") from error
 
 
 def attested(worker: Worker, judged: Judged) -> Worker:

@@ -30,6 +30,12 @@ class NoWorkerError(WorkersError):
     transient: ClassVar[bool] = True
 
 
+class ManifestUnservedError(NoWorkerError):
+    """No worker that is here now serves this model from the manifest that the request pins."""
+
+    code: ClassVar[str] = "model_manifest_unavailable"
+
+
 class WorkersBusyError(WorkersError):
     """Every worker that serves this model is at its capacity. `retry_after_s` is when asking again makes sense."""
 
@@ -63,6 +69,12 @@ class WorkerURLRefusedError(EnrolmentRefusedError):
     """The worker's URL is not one the gateway may connect to."""
 
     code: ClassVar[str] = "worker_url_refused"
+
+
+class ManifestRefusedError(EnrolmentRefusedError):
+    """The model manifest is not the one that the keyset names."""
+
+    code: ClassVar[str] = "manifest_mismatch"
 
 
 class ModelsRefusedError(EnrolmentRefusedError):
@@ -102,10 +114,10 @@ class ChallengesFullError(EnrolmentRefusedError):
     transient: ClassVar[bool] = True
 
 
-class HeartbeatRefusedError(WorkersError):
-    """The heartbeat's token is not valid; the worker must enrol again."""
+class TokenRefusedError(WorkersError):
+    """The worker's token is not valid; the worker must enrol again."""
 
-    code: ClassVar[str] = "heartbeat_token_invalid"
+    code: ClassVar[str] = "worker_token_invalid"
 
 
 class EnrolmentStoreUnavailableError(WorkersError):

@@ -181,6 +181,15 @@ class Registry:
             counts[kind] = counts.get(kind, 0) + 1
         return counts
 
+    def manifests(self, model: str) -> dict[str, int]:
+        """Live targets of a model by the manifest (hexadecimal) that they serve it from; without those without one."""
+        counts: dict[str, int] = {}
+        for target in self.targets_for(model):
+            if target.manifest_sha256:
+                name = target.manifest_sha256.hex()
+                counts[name] = counts.get(name, 0) + 1
+        return counts
+
     def context_tokens(self, model: str) -> int | None:
         """What one request may use: the smallest context among live targets (else all), None when unknown."""
         members = self.live_members(model, self._clock.monotonic()) or self._by_model.get(model, ())

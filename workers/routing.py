@@ -21,7 +21,13 @@ import structlog
 
 from cocoon.clock import Clock
 from cocoon.endpoints import Endpoint
-from workers.errors import EndpointUnsupportedError, ModelNotFoundError, NoWorkerError, WorkersBusyError
+from workers.errors import (
+    EndpointUnsupportedError,
+    ManifestUnservedError,
+    ModelNotFoundError,
+    NoWorkerError,
+    WorkersBusyError,
+)
 from workers.load import RATE_DEFAULT, TargetLoad, median, saturation
 from workers.registry import Member, Registry, Requirement, Target
 
@@ -150,6 +156,7 @@ class Router:
         ignore: tuple[str, ...] = (),
         quote: Quote | None = None,
         cheapest: bool = False,
+        manifest: bytes | None = None,
         keysets: frozenset[bytes] | None = None,
     ) -> Dispatch:
         """A target for a request whose prompt has at most `prompt_tokens_bound` tokens; it counts as dispatched.
@@ -157,19 +164,22 @@ class Router:
         `endpoint` is what it must serve the model at; None is any. `exclude` holds targets already tried, `only` and
         `ignore` name targets by name or id. With `cheapest`, of the targets with room those are chosen from that
         `quote` least, and the expected cost in seconds comes second. `keysets` are the only ones that can do it, for a
-        sealed request.
+        sealed request, and `manifest` is the digest of the only model manifest that will do.
 
         Raises:
             ModelNotFoundError: nobody serves the model.
             EndpointUnsupportedError: nobody serves it at this endpoint.
             WorkersBusyError: those who could are at capacity or asked for a pause.
             NoWorkerError: none is live, allowed and sound.
+            ManifestUnservedError: none of those that are live serves it from this manifest.
         """
         registry = self._registry
         if not registry.knows(model, endpoint):
             raise _unserved(registry, model)
         now = self._clock.monotonic()
         candidates = registry.live_members(model, now, endpoint)
+        if manifest is not None:
+            candidates = _pinned(candidates, manifest)
         if exclude or require != "any" or only or ignore:
             candidates = _allowed(candidates, exclude, require, only, ignore)
         if keysets is not None:
@@ -199,10 +209,16 @@ class Router:
 
     def targets(
         self, model: str, *, endpoint: Endpoint | None = None, require: Requirement = "any",
-        only: tuple[str, ...] = (), ignore: tuple[str, ...] = (),
+        only: tuple[str, ...] = (), ignore: tuple[str, ...] = (), manifest: bytes | None = None,
     ) -> list[Target]:  # fmt: skip
-        """The live targets that such a request may go to, whether or not they have room."""
+        """The live targets that such a request may go to, whether or not they have room.
+
+        Raises:
+            ManifestUnservedError: see `choose`.
+        """
         members = self._registry.live_members(model, self._clock.monotonic(), endpoint)
+        if manifest is not None:
+            members = _pinned(members, manifest)
         return [member.target for member in _allowed(members, frozenset(), require, only, ignore)]
 
     def _pick(self, model: str, pool: list[Member], prompt_tokens: int, now: float) -> Member:
@@ -272,6 +288,13 @@ def _allowed(
         and member.target.name not in ignore
         and str(member.target_id) not in ignore
     ]
+
+
+def _pinned(members: list[Member], manifest: bytes) -> list[Member]:
+    pinned = [member for member in members if member.target.manifest_sha256 == manifest]
+    if members and not pinned:
+        raise ManifestUnservedError
+    return pinned
 
 
 def _cheapest(members: list[Member], quote: Quote) -> list[Member]:

@@ -37,7 +37,7 @@ class Worker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     `evidence` is what was verified and all that routing looks at, until `attested_until` (Unix seconds; 0 where
     there is no evidence). `tee_type` names what was verified for people; a simulated TEE says so. A quarantined worker
-    gets no requests.
+    gets no requests. `manifest_sha256` is the digest of the model manifest that its keyset names, empty without one.
     """
 
     worker_id: uuid.UUID
@@ -60,6 +60,7 @@ class Worker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     evidence: EvidenceLevel = "none"
     attested_until: int = 0
     quarantined: bool = False
+    manifest_sha256: bytes = b""
     asks: tuple[PostedAsk, ...] = ()
 
     @property
@@ -100,6 +101,11 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def target_id(self) -> uuid.UUID:
         """What routing knows the target by."""
         return self.upstream_id
+
+    @property
+    def manifest_sha256(self) -> bytes:
+        """Nobody says which weights it serves."""
+        return b""
 
     def served_models(self) -> tuple[ServedModel, ...]:
         """Public model names with what one request may use."""

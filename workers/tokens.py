@@ -1,8 +1,9 @@
-"""Heartbeat tokens: short-lived EdDSA JWTs that an enrolment hands out.
+"""Tokens of workers: EdDSA JWTs of a few minutes, for everything that an enrolled worker calls.
 
-A heartbeat comes every two seconds from every worker; a token spares it the look-up of a worker key, and an agent
-the need to send that key more than once per boot. Every replica derives the same signing key from the network secret,
-so any of them can judge any token.
+A heartbeat comes every two seconds from every worker; a token spares it the look-up of a worker key, and an agent the
+need to send that key more than once per keyset. A token is for one worker and one keyset, ends with the keyset at the
+latest, and is renewed by itself as long as that enrolment stands. Every replica derives the same signing key from the
+network secret, so any of them can judge any token.
 """
 
 import base64
@@ -15,30 +16,35 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from workers.errors import HeartbeatRefusedError
+from workers.errors import TokenRefusedError
 
-TOKEN_SECONDS = 3600
+TOKEN_SECONDS = 600
 TOKEN_CHARS_MAX = 1024
 CLOCK_SKEW_S_MAX = 60
 """How far replicas' clocks may differ: a token from the near future is accepted."""
 _ALGORITHM = "EdDSA"
 _ISSUER = "cocoon-gateway"
-_AUDIENCE = "cocoon-heartbeat"
-_SALT = b"cocoon/heartbeat-token/1"
+_AUDIENCE = "cocoon-worker"
+_SALT = b"cocoon/worker-token/1"
 _REQUIRED = ["iss", "aud", "sub", "iat", "exp", "keyset"]
 _DIGEST_BYTES = 32
 _SECRET_BYTES_MIN = 16
 
 
 class TokenClaims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who may send heartbeats, for which keyset, until when."""
+    """Which worker calls, for which keyset, until when."""
 
     worker_id: uuid.UUID
     keyset_digest: bytes
     expires_at: dt.datetime
 
 
-class HeartbeatTokens:
+def token_seconds(now: dt.datetime, not_after: int) -> int:
+    """How long a token for a keyset may be good for that ends at `not_after` (Unix seconds)."""
+    return max(0, min(TOKEN_SECONDS, not_after - int(now.timestamp())))
+
+
+class WorkerTokens:
     """Mints and verifies tokens under a key derived from `network_secret`."""
 
     def __init__(self, network_secret: bytes) -> None:
@@ -64,10 +70,10 @@ class HeartbeatTokens:
         """The claims of a token that is valid at wall time `now`.
 
         Raises:
-            HeartbeatRefusedError: not ours, not for heartbeats, expired, or malformed.
+            TokenRefusedError: not ours, not for workers, expired, or malformed.
         """
         if len(token) > TOKEN_CHARS_MAX:
-            raise HeartbeatRefusedError
+            raise TokenRefusedError
         try:
             claims = jwt.decode(
                 token,
@@ -89,7 +95,7 @@ class HeartbeatTokens:
             digest = base64.urlsafe_b64decode(claims["keyset"])
             expires_at = dt.datetime.fromtimestamp(expires, dt.UTC)
         except (jwt.InvalidTokenError, ValueError, TypeError, AttributeError, OverflowError, OSError) as error:
-            raise HeartbeatRefusedError from error
+            raise TokenRefusedError from error
         if not issued - CLOCK_SKEW_S_MAX <= now.timestamp() < expires or len(digest) != _DIGEST_BYTES:
-            raise HeartbeatRefusedError
+            raise TokenRefusedError
         return TokenClaims(worker_id=worker_id, keyset_digest=digest, expires_at=expires_at)

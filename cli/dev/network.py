@@ -19,6 +19,7 @@ from attestation.policy import Deployment
 from attestation.simulation.tee import SimulatedTEE
 from cli.dev.address import LOOPBACK, free_port
 from cli.dev.embedded import EmbeddedServer
+from cli.dev.model import development_manifest
 from cli.dev.postgres import EmbeddedPostgres
 from cli.dev.redis import EmbeddedRedis
 from cli.dev.screen import Row, Screen
@@ -32,6 +33,7 @@ from cli.dev.wallets import DevWallets
 from cli.operator_keys import delegation_of
 from cli.process import Launch, StopStep
 from cocoon.clock import Clock
+from cocoon.manifest import manifest_digest
 from gateway.settings import read_log
 
 WORKERS = ("worker-1", "worker-2")
@@ -100,8 +102,14 @@ class Network:
         """
         self._supervisor = supervisor
         self._state.write_policy(self._policy)
+        manifest = await asyncio.to_thread(
+            development_manifest, self._settings.inherited.get("COCOON_ENGINE_MODEL_PATH") or None
+        )
+        raw = manifest.encode()
+        self._state.write_manifest(raw)
         log = read_log(self._settings.inherited, bytes.fromhex(self._secrets.network_secret), GLOBAL_ID)
-        self._state.write_trust(trust_text(self._state.policy.name, self._policy, self._operator, log, GLOBAL_ID))
+        pins = {MODEL: manifest_digest(raw)}
+        self._state.write_trust(trust_text(self._state.policy.name, self._policy, self._operator, log, GLOBAL_ID, pins))
         await all_ready(
             supervisor.start(self._embedded(self._postgres, stage=0)),
             supervisor.start(self._embedded(self._redis, stage=1)),
@@ -314,6 +322,7 @@ class Network:
             "COCOON_WORKER_STATE": str(self._state.root / "receipts"),
             "COCOON_ENGINE": "xllamacpp",
             "COCOON_ENGINE_THREADS": str(WORKER_THREADS),
+            "COCOON_WORKER_MANIFEST": str(self._state.manifest),
             "COCOON_SERVED_MODEL": MODEL,
             "COCOON_SERVED_ENDPOINTS": "chat,completions,embeddings",
             "COCOON_CONTEXT_TOKENS": str(CONTEXT_TOKENS),
@@ -326,7 +335,7 @@ def _policy(secrets: Secrets) -> bytes:
         bytes.fromhex(secrets.simulated_seed), machine="policy", deployment=Deployment("development", GLOBAL_ID),
         gpus=WORKER_GPUS,
     )  # fmt: skip
-    return tee.policy_toml(bind_manifest=False)
+    return tee.policy_toml()
 
 
 def _key(seed: str) -> Ed25519PrivateKey:

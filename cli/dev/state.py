@@ -90,6 +90,7 @@ class StateDirectory:
         self._ports = self.root / "ports.json"
         self._dev_file = self.root / "dev.json"
         self.policy = self.root / "policy.toml"
+        self.manifest = self.root / "manifest.json"
         self.trust = self.root / "trust.toml"
         self._lock_fd: int | None = None
 
@@ -172,6 +173,10 @@ class StateDirectory:
     def write_policy(self, text: bytes) -> None:
         """Write the policy that the gateway judges workers by."""
         write_private(self.policy, text)
+
+    def write_manifest(self, raw: bytes) -> None:
+        """Write the manifest of the weights that the workers serve."""
+        write_private(self.manifest, raw)
 
     def write_trust(self, text: bytes) -> None:
         """Write what verifying clients of this network trust (docs/client.md)."""

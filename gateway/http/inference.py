@@ -16,6 +16,7 @@ from gateway.walk import Call
 SALT_BYTES_MAX = 128
 _TRACEPARENT_BYTES_MAX = 128
 _MAX_PRICE_CHARS_MAX = 64
+_MANIFEST_CHARS_MAX = 65
 
 
 async def serve_inference(
@@ -46,7 +47,7 @@ async def serve_inference(
 def call_of(endpoint: Endpoint, scope: HTTPScope) -> Call:
     """What the pipeline needs of the request's headers; over-long values are ignored, not cut."""
     authorization: bytes | None = None
-    origin = traceparent = salt = max_price = None
+    origin = traceparent = salt = max_price = manifest = None
     idempotency_key: bytes | None = None
     sealed = False
     for name, value in scope["headers"]:
@@ -66,7 +67,10 @@ def call_of(endpoint: Endpoint, scope: HTTPScope) -> Call:
         elif name == b"x-cocoon-max-price":
             # Cut, not ignored: a limit that cannot be read must be refused.
             max_price = value[:_MAX_PRICE_CHARS_MAX].decode("latin-1")
+        elif name == b"x-cocoon-model-manifest":
+            # Cut, it is refused as malformed: a pin must never be lost.
+            manifest = value[:_MANIFEST_CHARS_MAX].decode("latin-1")
     return Call(
         endpoint=endpoint, authorization=authorization, origin=origin, traceparent=traceparent, salt=salt,
-        max_price=max_price, path=scope["path"], idempotency_key=idempotency_key, sealed=sealed,
+        max_price=max_price, manifest=manifest, path=scope["path"], idempotency_key=idempotency_key, sealed=sealed,
     )  # fmt: skip

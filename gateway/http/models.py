@@ -49,6 +49,7 @@ def _shown(offer: ModelOffer, registry: Registry) -> dict[str, Any]:
         "endpoints": list(registry.endpoints(offer.model)),
         "workers": sum(tee_types.values()),
         "tee_types": tee_types,
+        "model_manifests": registry.manifests(offer.model),
         "pricing": {
             "asset": price.asset.value,
             "version": price.version,

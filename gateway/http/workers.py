@@ -12,11 +12,14 @@ from cocoon.enrolment import (
     ENROL_PATH,
     EVIDENCE_BYTES_MAX,
     HEARTBEAT_PATH,
+    MANIFEST_BYTES_MAX,
+    RENEW_PATH,
     Challenge,
     EnrolAnswer,
     EnrolRequest,
     Heartbeat,
     Reason,
+    Token,
 )
 from cocoon.receipt_batch import BATCH_BYTES_MAX, RECEIPTS_PATH, ReceiptBatch
 from cocoon.signatures import REQUEST_BYTES_MAX, SIGNATURES_PATH, SignaturesRequest
@@ -26,17 +29,17 @@ from gateway.http.access import worker_of
 from gateway.http.evidence import judged_for
 from gateway.quotes import require_acceptable
 from gateway.services import Services
-from workers.enrolments import admit
-from workers.errors import HeartbeatBusUnavailableError, HeartbeatRefusedError
+from workers.enrolments import admit, require_manifest
+from workers.errors import HeartbeatBusUnavailableError, TokenRefusedError
 from workers.judgement import Judged
 from workers.postgres.attestations import CHALLENGE_S
 from workers.targets import Worker, worker_id_of
-from workers.tokens import TOKEN_SECONDS, TokenClaims
+from workers.tokens import TokenClaims, token_seconds
 
 CONTROL_BYTES_MAX = 64 * 1024
 """Longest heartbeat."""
-ENROL_BYTES_MAX = CONTROL_BYTES_MAX + 4 * EVIDENCE_BYTES_MAX // 3
-"""Longest enrolment: what it says, and its evidence in base64."""
+ENROL_BYTES_MAX = CONTROL_BYTES_MAX + 4 * (EVIDENCE_BYTES_MAX + MANIFEST_BYTES_MAX) // 3
+"""Longest enrolment: what it says, and its evidence and manifest in base64."""
 _enrol_decoder = msgspec.json.Decoder(EnrolRequest)
 _heartbeat_decoder = msgspec.json.Decoder(Heartbeat)
 _signatures_decoder = msgspec.json.Decoder(SignaturesRequest)
@@ -65,11 +68,16 @@ class WorkersController(Controller):
             now=services.clock.now(),
             allow_private=services.settings.allow_private_workers,
         )
+        require_manifest(asked, worker)
         for ask in asked.asks:
             require_acceptable(ask, services.prices.book.offer(ask.model))
         judged = await judged_for(services, principal.key_id, asked, worker)
         stored, judged = await services.enrolments.save_judged(
-            worker, principal.key_id, judged, workers_per_platform=services.attestor.workers_per_platform
+            worker,
+            principal.key_id,
+            judged,
+            workers_per_platform=services.attestor.workers_per_platform,
+            manifest=asked.manifest,
         )
         services.registry.put_enrolment(stored)
         answer = _enrolled(services, stored, judged)
@@ -84,12 +92,19 @@ class WorkersController(Controller):
         """Note that a worker is alive and how loaded it is. 401 tells it to enrol again."""
         claims = _claims(request, services)
         beat: Heartbeat = await decoded(request, _heartbeat_decoder)
-        if not await _is_enrolled(services, claims):
-            raise HeartbeatRefusedError
+        await _enrolled_as(services, claims)
         try:
             await services.heartbeats.publish(claims.worker_id, beat)
         except HeartbeatBusUnavailableError as error:
             log.warning("heartbeat_not_published", code=error.code)
+
+    @post(RENEW_PATH, status_code=200)
+    async def token(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
+        """The next token for a worker whose enrolment still stands: its key not revoked, its keyset not replaced."""
+        claims = _claims(request, services)
+        # The database is asked: what was revoked elsewhere a moment ago must not live on in a token.
+        worker = await _stored_as(services, claims)
+        return Response(msgspec.json.encode(_token_for(services, worker)), media_type="application/json")
 
     @post(RECEIPTS_PATH, status_code=200)
     async def receipts(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
@@ -110,10 +125,11 @@ class WorkersController(Controller):
 
 def _enrolled(services: Services, worker: Worker, judged: Judged | None) -> EnrolAnswer:
     secret, now = bytes.fromhex(services.settings.network_secret.reveal()), services.clock.now()
+    given = _token_for(services, worker)
     answer = EnrolAnswer(
         worker_id=worker.worker_id,
-        token=services.tokens.mint(worker.worker_id, worker.keyset_digest, now),
-        token_seconds=TOKEN_SECONDS,
+        token=given.token,
+        token_seconds=given.token_seconds,
         ticket_key=ticket_key(secret, worker.keyset_digest),
         global_id=services.settings.global_id,
     )
@@ -128,20 +144,40 @@ def _enrolled(services: Services, worker: Worker, judged: Judged | None) -> Enro
     )
 
 
+def _token_for(services: Services, worker: Worker) -> Token:
+    now = services.clock.now()
+    seconds = token_seconds(now, worker.not_after)
+    return Token(services.tokens.mint(worker.worker_id, worker.keyset_digest, now, seconds), seconds)
+
+
 def _claims(request: Request[Any, Any, Any], services: Services) -> TokenClaims:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
-        raise HeartbeatRefusedError
+        raise TokenRefusedError
     return services.tokens.verify(token, services.clock.now())
 
 
-async def _is_enrolled(services: Services, claims: TokenClaims) -> bool:
-    """Whether this keyset is still the worker's. Memory may lag behind another replica, so a no is asked again."""
+async def _enrolled_as(services: Services, claims: TokenClaims) -> None:
+    """Require that this keyset is still the worker's. Memory may lag behind another replica, so a no is asked again.
+
+    Raises:
+        TokenRefusedError: it is not.
+    """
     known = services.registry.worker(claims.worker_id)
-    if known is not None and known.keyset_digest == claims.keyset_digest:
-        return True
-    stored = await services.enrolments.load()
-    return any(w.worker_id == claims.worker_id and w.keyset_digest == claims.keyset_digest for w in stored)
+    if known is None or known.keyset_digest != claims.keyset_digest:
+        await _stored_as(services, claims)
+
+
+async def _stored_as(services: Services, claims: TokenClaims) -> Worker:
+    """The worker that enrolled with this keyset and still stands.
+
+    Raises:
+        TokenRefusedError: there is none.
+    """
+    for worker in await services.enrolments.load():
+        if worker.worker_id == claims.worker_id and worker.keyset_digest == claims.keyset_digest:
+            return worker
+    raise TokenRefusedError
 
 
 async def decoded(

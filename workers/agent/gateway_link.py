@@ -17,12 +17,14 @@ from cocoon.enrolment import (
     CHALLENGE_PATH,
     ENROL_PATH,
     HEARTBEAT_PATH,
+    RENEW_PATH,
     Ask,
     Challenge,
     EnrolAnswer,
     EnrolRequest,
     Heartbeat,
     ServedModel,
+    Token,
 )
 from cocoon.errors import CocoonError
 from workers.agent.admission import Admission
@@ -42,12 +44,13 @@ HEARTBEAT_S_MIN = 0.05
 HEARTBEAT_S_MAX = 60.0
 TOKEN_SPENT = 0.8
 """Part of a token's life after which a new one is asked for."""
-TOKEN_S_MIN = 5
+TOKEN_S_MIN = 1
 REATTEST_S_MIN = 0.5
 ENGINE_POLL_S = 0.1
 _OK = 200
 _UNAUTHORISED = 401
 _FORBIDDEN = 403
+_SERVER_ERRORS = 500
 ASK_REFUSED = "ask_refused"
 _TICKET_KEY_BYTES_MIN = 32
 
@@ -63,9 +66,10 @@ class GatewayLink:
 
     def __init__(
         self, settings: Settings, *, url: str, keys: KeyRing, admission: Admission, engine: Engine, tee: TEE,
-        rng: random.Random,
+        rng: random.Random, manifest: bytes = b"",
     ) -> None:  # fmt: skip
         self._tee = tee
+        self._manifest = manifest
         self._settings = settings
         self._url = url
         self._keys = keys
@@ -200,6 +204,7 @@ class GatewayLink:
                 tee_type=self._tee.tee_type,
                 asks=() if ask is None else (ask,),
                 evidence=evidence,
+                manifest=self._manifest,
             )
         )
 
@@ -207,7 +212,7 @@ class GatewayLink:
         """Heartbeats until a new enrolment is due; True when that needs a new keyset."""
         interval = min(HEARTBEAT_S_MAX, max(HEARTBEAT_S_MIN, answer.heartbeat_seconds))
         loop = asyncio.get_running_loop()
-        token_until = loop.time() + max(TOKEN_S_MIN, answer.token_seconds) * TOKEN_SPENT
+        token_until = loop.time() + _spent_after(answer.token_seconds)
         reattest_at = _reattest_at(answer)
         while True:
             self._nudge.clear()
@@ -221,8 +226,13 @@ class GatewayLink:
             if not self._admission.draining:
                 if self._keys.current.renewal_due_s <= 0:
                     return True
-                if loop.time() >= token_until or self._settings.ask.current() != self._tried:
+                if self._settings.ask.current() != self._tried:
                     return False
+                if loop.time() >= token_until:
+                    renewed_for = await self._renew_token()
+                    if renewed_for is None:
+                        return False
+                    token_until = loop.time() + renewed_for
             if loop.time() >= reattest_at:
                 # What was shown before counts until its end: a gateway that cannot judge now costs nothing yet.
                 renewed, _ = await self._attempt(self._keys.current, self._accepted)
@@ -230,6 +240,19 @@ class GatewayLink:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval):
                     await self._nudge.wait()
+
+    async def _renew_token(self) -> float | None:
+        """Seconds until the next renewal; None when only a new enrolment helps."""
+        status, raw = await self.post(RENEW_PATH, b"")
+        if status == _OK:
+            try:
+                renewed = msgspec.json.decode(raw, type=Token)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                return None
+            self._token = renewed.token
+            return _spent_after(renewed.token_seconds)
+        # A gateway that is away is asked again at the next heartbeat, as long as the token lasts.
+        return 0.0 if status == 0 or status >= _SERVER_ERRORS else None
 
     async def _heartbeat(self) -> Heartbeat:
         load = await self._engine.load()
@@ -271,6 +294,10 @@ def _reattest_at(answer: EnrolAnswer) -> float:
     if answer.reattest_seconds <= 0:
         return math.inf
     return asyncio.get_running_loop().time() + max(REATTEST_S_MIN, answer.reattest_seconds)
+
+
+def _spent_after(token_seconds: int) -> float:
+    return max(TOKEN_S_MIN, token_seconds) * TOKEN_SPENT
 
 
 def _read_answer(raw: bytes) -> EnrolAnswer | None:

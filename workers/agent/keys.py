@@ -44,7 +44,9 @@ def overlap_s(lifetime_s: int) -> float:
 class Identity:
     """One keyset with its private keys, and, once enrolled, the key that authenticates its tickets."""
 
-    def __init__(self, clock: Clock, boot_id: bytes, lifetime_s: int = KEYSET_SECONDS_MAX) -> None:
+    def __init__(
+        self, clock: Clock, boot_id: bytes, lifetime_s: int = KEYSET_SECONDS_MAX, manifest_sha256: bytes = b""
+    ) -> None:  # fmt: skip
         assert 0 < lifetime_s <= KEYSET_SECONDS_MAX, "PROTOCOL §1"
         self._clock = clock
         self._tls_key = ec.generate_private_key(ec.SECP256R1())
@@ -65,7 +67,7 @@ class Identity:
             hpke_x25519=b"",
             receipt_pk=receipt_key.public_key().public_bytes_raw(),
             delegation=b"",
-            model_manifest_sha256=b"",
+            model_manifest_sha256=manifest_sha256,
             boot_id=boot_id,
             not_before=int(now.timestamp()),
             not_after=int(now.timestamp()) + lifetime_s,
@@ -123,11 +125,14 @@ class Identity:
 class KeyRing:
     """The current identity and, during the overlap, its predecessor. Owns the TLS context of the listener."""
 
-    def __init__(self, clock: Clock, boot_id: bytes, lifetime_s: int = KEYSET_SECONDS_MAX) -> None:
+    def __init__(
+        self, clock: Clock, boot_id: bytes, lifetime_s: int = KEYSET_SECONDS_MAX, manifest_sha256: bytes = b""
+    ) -> None:  # fmt: skip
         self._clock = clock
         self._boot_id = boot_id
         self._lifetime_s = lifetime_s
-        self.current = Identity(clock, boot_id, lifetime_s)
+        self._manifest_sha256 = manifest_sha256
+        self.current = self.successor()
         self._previous: Identity | None = None
         self._sealed_jobs = (self.current.sealed_jobs,)
         self.context = _server_context()
@@ -135,7 +140,7 @@ class KeyRing:
 
     def successor(self) -> Identity:
         """A fresh identity, to be enrolled and then handed to `succeed`."""
-        return Identity(self._clock, self._boot_id, self._lifetime_s)
+        return Identity(self._clock, self._boot_id, self._lifetime_s, self._manifest_sha256)
 
     def succeed(self, identity: Identity) -> None:
         """Serve new connections with an enrolled successor; the old keyset's tickets stay good until it expires."""

@@ -28,6 +28,7 @@ from workers.agent.gateway_link import GatewayLink
 from workers.agent.keys import KeyRing, new_boot_id
 from workers.agent.receipt_sender import ReceiptSender
 from workers.agent.receipt_store import ReceiptStore
+from workers.agent.served_manifest import ServedManifest, read_served
 from workers.agent.settings import Settings
 from workers.agent.signatures import SignatureAsker, SignatureVerifier, Unsigned
 from workers.agent.stating import Stater
@@ -61,16 +62,16 @@ class _Server(uvicorn.Server):
         yield
 
 
-def new_engine(settings: Settings, clock: Clock, rng: random.Random) -> Engine:
-    """The engine that the settings name.
+def new_engine(settings: Settings, clock: Clock, rng: random.Random, manifest: ServedManifest) -> Engine:
+    """The engine that the settings name, which serves no other weights than those of `manifest`.
 
     Raises:
         EngineStartError: what it needs is not there.
     """
     if settings.embedded == "xllamacpp":
-        return XLlamaCppEngine(settings, clock, rng)
+        return XLlamaCppEngine(settings, clock, rng, manifest)
     if settings.embedded == "sglang" or settings.sglang_attached:
-        return SGLangEngine(settings, clock)
+        return SGLangEngine(settings, clock, manifest)
     return OpenAIEngine(settings)
 
 
@@ -100,8 +101,9 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     Raises:
         CocoonError: the listener, the engine or the enrolment cannot work as configured.
     """
-    engine, tee = new_engine(settings, clock, rng), new_tee(settings, clock)
-    keys = KeyRing(clock, new_boot_id(rng), settings.keyset_s)
+    manifest = read_served(settings)
+    engine, tee = new_engine(settings, clock, rng, manifest), new_tee(settings, clock)
+    keys = KeyRing(clock, new_boot_id(rng), settings.keyset_s, manifest.digest)
     store = ReceiptStore(settings.state_folder, settings.name, clock, grace_s=settings.receipt_grace_s)
     admission = Admission(clock, keys, settings.capacity)
     unsigned = Unsigned(clock, count_max=settings.unsigned_max, age_s_max=settings.unsigned_s)
@@ -123,7 +125,9 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     )
     listener = _listen(settings)
     url = _public_url(settings, listener)
-    link = GatewayLink(settings, url=url, keys=keys, admission=admission, engine=engine, tee=tee, rng=rng)
+    link = GatewayLink(
+        settings, url=url, keys=keys, admission=admission, engine=engine, tee=tee, rng=rng, manifest=manifest.raw
+    )
     verifier = SignatureVerifier(clock, link, settings.operator_key)
     sender = ReceiptSender(store, link, verifier, rng, grace_s=settings.receipt_grace_s)
     asker = SignatureAsker(unsigned, store, link, verifier)

@@ -78,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `endpoints` are those that the engine serves. `state_folder` is where receipts are kept; None keeps them in memory.
     `operator_key` is whose gateways may sign tickets; None, in development only, takes the first. No job is taken while
     `unsigned_max` tickets lack a signature, or one for `unsigned_s`. `ask` is where the worker's price comes from,
-    `tee` where evidence does.
+    `tee` where evidence does. `manifest_file` says which weights to serve, and no others.
     """
 
     gateway_url: str
@@ -113,6 +113,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tee: TEESettings
     otlp_endpoint: str | None
     ask: AskSource
+    manifest_file: Path | None
 
 
 def load_settings(overrides: Mapping[str, str]) -> Settings:
@@ -177,6 +178,7 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         tee=_tee(source),
         otlp_endpoint=source.url("OTEL_EXPORTER_OTLP_ENDPOINT") if source.text("OTEL_EXPORTER_OTLP_ENDPOINT") else None,
         ask=_ask(source, served_model),
+        manifest_file=None if (path := source.text("COCOON_WORKER_MANIFEST")) is None else Path(path),
     )
     _check(settings)
     return settings

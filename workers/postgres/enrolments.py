@@ -9,6 +9,9 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
+from audit.entries import LeafType
+from audit.postgres.queue import enqueue
+from audit.postgres.statements import SQL as LOG_STATEMENTS
 from cocoon.clock import Clock
 from cocoon.enrolment import EnrolRequest, ServedModel
 from cocoon.errors import MalformedError
@@ -65,12 +68,18 @@ class EnrolmentStore:
         return (await self.save_judged(worker, key_id, None))[0]
 
     async def save_judged(
-        self, worker: Worker, key_id: uuid.UUID, judged: Judged | None, *, workers_per_platform: int | None = None
+        self,
+        worker: Worker,
+        key_id: uuid.UUID,
+        judged: Judged | None,
+        *,
+        workers_per_platform: int | None = None,
+        manifest: bytes = b"",
     ) -> tuple[Worker, Judged | None]:
         """Store a worker under the worker key that it enrolled with, with its evidence; its id is the stored one.
 
-        Its asks get their versions: the same ask keeps the one that it has. It comes back quarantined where its GPU or
-        its machine is taken by other workers.
+        Its asks get their versions: the same ask keeps the one that it has. Its manifest is kept and logged. It comes
+        back quarantined where its GPU or its machine is taken by other workers.
 
         Raises:
             EnrolmentStoreUnavailableError: Postgres cannot be reached; nothing is known to be stored.
@@ -100,6 +109,8 @@ class EnrolmentStore:
                     msgspec.json.encode(worker.asks).decode(),
                 )
                 worker = msgspec.structs.replace(worker, worker_id=uuid.UUID(str(worker_id)))
+                if manifest:
+                    await enqueue(connection, LeafType.MANIFEST, manifest)
                 await put_keyset(connection, worker, judged)
         return worker, judged
 
@@ -114,6 +125,16 @@ class EnrolmentStore:
                 return await load_workers(
                     connection, self._clock, allow_private=self._allow_private, judges=self._judges
                 )
+
+    async def manifest(self, sha256: bytes) -> bytes | None:
+        """A model manifest that some worker enrolled with, by its digest.
+
+        Raises:
+            EnrolmentStoreUnavailableError: Postgres cannot be reached.
+        """
+        with translated():
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                return await connection.fetchval(LOG_STATEMENTS["read_envelope"], sha256, LeafType.MANIFEST.value)
 
     async def remove(self, worker_id: uuid.UUID) -> bool:
         """Take a worker out; False when it was not enrolled. Enrolling again brings it back.

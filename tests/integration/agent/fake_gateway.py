@@ -19,10 +19,12 @@ from cocoon.endpoints import CHAT
 from cocoon.enrolment import (
     ENROL_PATH,
     HEARTBEAT_PATH,
+    RENEW_PATH,
     EnrolAnswer,
     EnrolRequest,
     Heartbeat,
     Keyset,
+    Token,
     keyset_digest,
 )
 from cocoon.http1 import Connection, Head, request_bytes
@@ -58,6 +60,9 @@ class FakeGateway:
         self.heartbeats: list[Heartbeat] = []
         self.bearers: list[str] = []
         self.refuse_tokens = False
+        self.token_s = 3600
+        self.renewals: list[str] = []
+        self.renew_status = 200
         self.enrol_status = 200
         self.receipt_status = 200
         self.verdict = Verdict.RECORDED
@@ -110,7 +115,7 @@ class FakeGateway:
             self.enrolments.append(request)
             self.refuse_tokens = False
             answer = EnrolAnswer(
-                worker_id=uuid.UUID(int=7), token=f"token-{len(self.enrolments)}", token_seconds=3600,
+                worker_id=uuid.UUID(int=7), token=f"token-{len(self.enrolments)}", token_seconds=self.token_s,
                 ticket_key=ticket_key(SECRET, keyset_digest(request.keyset)), global_id=GLOBAL_ID,
                 heartbeat_seconds=self.heartbeat_s,
             )  # fmt: skip
@@ -120,6 +125,10 @@ class FakeGateway:
                 return 401, b"{}"
             self.heartbeats.append(msgspec.json.decode(body, type=Heartbeat))
             return 200, b"{}"
+        if path == RENEW_PATH:
+            self.renewals.append(bearer)
+            answer = Token(f"token-{len(self.enrolments)}", self.token_s)
+            return self.renew_status, msgspec.json.encode(answer) if self.renew_status == 200 else b"{}"
         if path == RECEIPTS_PATH:
             if bearer != f"Bearer token-{len(self.enrolments)}" or self.receipt_status != 200:
                 return (401 if self.receipt_status == 200 else self.receipt_status), b"{}"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from tests.integration.agent.fake_gateway import WORKER_KEY, FakeGateway, Peer, 
 
 BODY = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 SLOW = Script(tokens=("x",) * 40, interval_s=0.05)
+VECTORS = Path(__file__).parents[2] / "vectors"
 ENDLESS = Script(tokens=("x",) * 60, interval_s=1.0)
 
 
@@ -41,6 +43,22 @@ async def test_a_refused_token_makes_the_agent_enrol_again_with_the_same_keys(
     assert first.keyset == second.keyset
     seen = len(gateway.heartbeats)
     await until(lambda: len(gateway.heartbeats) > seen)
+
+
+async def test_a_token_is_renewed_by_itself_and_by_a_new_enrolment_where_that_is_refused(
+    launch: Launch, engine: FakeEngine, gateway: FakeGateway
+) -> None:
+    gateway.token_s = 1
+    await (await launch(COCOON_ENGINE=engine.url)).peer()
+    await until(lambda: len(gateway.renewals) >= 2)
+    assert set(gateway.renewals) == {"Bearer token-1"}
+    assert len(gateway.enrolments) == 1
+    gateway.renew_status = 503
+    seen = len(gateway.renewals)
+    await until(lambda: len(gateway.renewals) >= seen + 2)
+    assert len(gateway.enrolments) == 1
+    gateway.renew_status = 401
+    await until(lambda: len(gateway.enrolments) == 2)
 
 
 async def test_jobs_go_on_while_the_gateway_restarts_and_the_agent_comes_back_to_it(
@@ -163,6 +181,9 @@ async def test_a_job_may_not_run_for_ever(launch: Launch, engine: FakeEngine) ->
         ({"COCOON_WORKER_CAPACITY": "many"}, "COCOON_WORKER_CAPACITY"),
         ({"COCOON_WORKER_KEY": "sk-wrong-kind"}, "COCOON_WORKER_KEY"),
         ({"COCOON_GATEWAY_URL": "ftp://x"}, "COCOON_GATEWAY_URL"),
+        ({"COCOON_WORKER_KEY": "", "COCOON_WORKER_KEY_FILE": "/nowhere"}, "COCOON_WORKER_KEY_FILE"),
+        ({"COCOON_WORKER_MANIFEST": "/nowhere"}, "COCOON_WORKER_MANIFEST"),
+        ({"COCOON_WORKER_MANIFEST": str(VECTORS / "ticket.json")}, "COCOON_WORKER_MANIFEST"),
         ({"COCOON_ENGINE": "vllm"}, "COCOON_ENGINE"),
         ({"COCOON_ENGINE": "xllamacpp", "COCOON_ENGINE_MODEL_PATH": "/nowhere.gguf"}, "/nowhere.gguf"),
         ({"COCOON_WORKER_LISTEN": "127.0.0.1:1", "COCOON_ENGINE": "http://127.0.0.1:9"}, "127.0.0.1:1"),

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import shutil
 import signal
 import time
 from array import array
@@ -12,10 +13,14 @@ from typing import Any
 
 import pytest
 
-from cocoon import hop
+from cocoon import canonical, hop
 from cocoon.endpoints import COMPLETIONS, EMBEDDINGS, Endpoint
+from cocoon.manifest import manifest_digest
+from cocoon.receipt import ReceiptBody
 from tests.integration.agent.conftest import AgentProcess, Launch
 from tests.integration.agent.fake_gateway import Answer, Peer, until
+from workers.agent.engines.xllamacpp import bundled_model
+from workers.agent.weights import describe
 
 pytest.importorskip("xllamacpp")
 
@@ -81,6 +86,38 @@ async def test_a_real_model_answers_both_ways_and_hides_what_was_injected(launch
     agent.terminate()
     assert await agent.exited() == 0
     await until(lambda: not any(_alive(pid) for pid in children), 2.0)
+
+
+async def test_only_the_manifests_weights_are_served_and_receipts_name_it(launch: Launch, tmp_path: Path) -> None:
+    bundled = Path(bundled_model())
+    model = tmp_path / bundled.name
+    shutil.copy(bundled, model)
+    raw = describe(model, source=None, engine_image=None, arguments=()).encode()
+    manifest = tmp_path / "manifest.json"
+    manifest.write_bytes(raw)
+    told = {"COCOON_WORKER_MANIFEST": str(manifest), "COCOON_ENGINE_MODEL_PATH": str(model)}
+    agent, peer = await _start(launch, **told)
+    assert peer.enrolment.manifest == raw
+    assert peer.keyset.model_manifest_sha256 == manifest_digest(raw)
+    answer = await peer.chat({**CHAT, "max_tokens": 1})
+    assert answer.status == 200
+    body = canonical.decode(answer.trailer.receipt_body, ReceiptBody)
+    assert body.model_manifest_sha256 == manifest_digest(raw)
+    # One bit of the weights changes while it runs. An engine that has to start again does not.
+    with model.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    (engine,) = _engine_pids(agent.pid)
+    os.kill(engine, signal.SIGKILL)
+    assert await agent.exited() != 0
+    assert "has another content than the manifest says" in agent.output
+    # Nor does a new agent start one, let alone enrol.
+    again = await launch(**{**ENGINE, **told})
+    assert await again.exited() != 0
+    assert "weights_mismatch" in again.output
+    assert len(agent.gateway.enrolments) == 1
 
 
 async def test_a_real_model_completes_texts_and_embeds_them_beside_chat(launch: Launch) -> None:

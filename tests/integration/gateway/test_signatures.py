@@ -16,7 +16,7 @@ from cocoon.ticket import Ticket
 from gateway.signing import development_key
 from tests.fixtures_gateway import NETWORK_SECRET, Stack, chat
 from tests.scripted_engine import ScriptedEngine
-from workers.tokens import HeartbeatTokens
+from workers.tokens import WorkerTokens
 
 GLOBAL_ID = -3
 SIGNED = """
@@ -92,7 +92,7 @@ async def test_signatures_are_for_workers_with_a_token_and_for_tickets_of_this_n
         # A customer's key, and a worker's key in place of the token.
         for bearer in (gateway.api_key, gateway.worker_key, "x"):
             refused = await client.post(SIGNATURES_PATH, content=body, headers={"authorization": f"Bearer {bearer}"})
-            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "heartbeat_token_invalid")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "worker_token_invalid")
     token = gateway_token()
     async with gateway.client(token) as client:
         answer = await client.post(SIGNATURES_PATH, content=body)
@@ -103,4 +103,4 @@ async def test_signatures_are_for_workers_with_a_token_and_for_tickets_of_this_n
 
 
 def gateway_token() -> str:
-    return HeartbeatTokens(bytes.fromhex(NETWORK_SECRET)).mint(uuid.uuid4(), b"d" * 32, SystemClock().now())
+    return WorkerTokens(bytes.fromhex(NETWORK_SECRET)).mint(uuid.uuid4(), b"d" * 32, SystemClock().now())

@@ -15,7 +15,7 @@ from cocoon.ticket import ticket_key
 from tests.fixtures_gateway import MODEL, NETWORK_SECRET, PRICE, Stack
 from tests.unit.workers.worker_values import a_keyset, a_request
 from workers.targets import worker_id_of
-from workers.tokens import HeartbeatTokens
+from workers.tokens import WorkerTokens
 
 BEAT = msgspec.json.encode(Heartbeat(running=0, queued=0, capacity=4))
 
@@ -54,7 +54,7 @@ async def test_an_enrolment_gives_a_token_for_heartbeats_and_the_key_of_tickets(
         again = await client.post(ENROL_PATH, json=enrolment(keyset=keyset(boot_id=b"boot-two-0123456")))
         assert msgspec.json.decode(again.content, type=EnrolAnswer).worker_id == enrolled.worker_id
         stale = await client.post(HEARTBEAT_PATH, content=BEAT, headers={"authorization": f"Bearer {enrolled.token}"})
-        assert_refused(stale, 401, "heartbeat_token_invalid")
+        assert_refused(stale, 401, "worker_token_invalid")
 
 
 async def test_enrolments_of_the_wrong_caller_are_refused(gateway: Stack) -> None:
@@ -109,7 +109,7 @@ async def test_oversized_bodies_are_refused_by_their_word_and_in_fact(gateway: S
         for _ in range(8 * 16):
             yield b" " * 16_384
 
-    token = HeartbeatTokens(bytes.fromhex(NETWORK_SECRET)).mint(uuid.uuid4(), bytes(32), SystemClock().now())
+    token = WorkerTokens(bytes.fromhex(NETWORK_SECRET)).mint(uuid.uuid4(), bytes(32), SystemClock().now())
     async with gateway.client(gateway.worker_key) as client:
         for path, headers in ((ENROL_PATH, {}), (HEARTBEAT_PATH, {"authorization": f"Bearer {token}"})):
             for content in (b" " * (70_000 if path == HEARTBEAT_PATH else 2_000_000), without_length()):
@@ -129,7 +129,7 @@ async def test_a_private_address_is_refused_where_it_is_not_allowed(stack: Stack
 
 async def test_heartbeats_with_foreign_expired_or_broken_tokens_are_refused(gateway: Stack) -> None:
     clock = SystemClock()
-    ours, foreign = HeartbeatTokens(bytes.fromhex(NETWORK_SECRET)), HeartbeatTokens(b"\x22" * 32)
+    ours, foreign = WorkerTokens(bytes.fromhex(NETWORK_SECRET)), WorkerTokens(b"\x22" * 32)
     async with gateway.client(gateway.worker_key) as client:
         enrolled = msgspec.json.decode((await client.post(ENROL_PATH, json=enrolment())).content, type=EnrolAnswer)
         [row] = await gateway.rows("SELECT keyset FROM workers")
@@ -146,9 +146,9 @@ async def test_heartbeats_with_foreign_expired_or_broken_tokens_are_refused(gate
             answer = await client.post(
                 HEARTBEAT_PATH, content=BEAT, headers={b"authorization": f"Bearer {token}".encode("latin-1")}
             )
-            assert_refused(answer, 401, "heartbeat_token_invalid")
+            assert_refused(answer, 401, "worker_token_invalid")
         basic = await client.post(HEARTBEAT_PATH, content=BEAT, headers={"authorization": f"Basic {enrolled.token}"})
-        assert_refused(basic, 401, "heartbeat_token_invalid")
+        assert_refused(basic, 401, "worker_token_invalid")
         good = {"authorization": f"Bearer {ours.mint(enrolled.worker_id, digest, clock.now())}"}
         assert (await client.post(HEARTBEAT_PATH, content=BEAT, headers=good)).status_code == 204
         for body in (b"{}", b'{"running":-1,"queued":0,"capacity":1}', b"\xff"):

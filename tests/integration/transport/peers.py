@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cocoon.endpoints import CHAT
 from cocoon.enrolment import ServedModel
 from workers.connections import spki_sha256
 from workers.targets import Upstream, Worker, upstream_id_of
@@ -134,9 +135,9 @@ async def serving(script: Script, certificate: pathlib.Path | None = None) -> As
 
 def a_job(**changes: Any) -> Job:
     members: dict[str, Any] = {
-        "job_id": uuid.UUID(int=1), "model": MODEL, "body": BODY, "stream": False, "show_usage": False,
-        "asks_maximum": True, "max_completion": 5, "ticket": "ticket", "stub": "stub", "salt": None,
-        "traceparent": None,
+        "job_id": uuid.UUID(int=1), "endpoint": CHAT, "model": MODEL, "body": BODY, "stream": False,
+        "show_usage": False, "asks_maximum": True, "max_completion": 5, "ticket": "ticket",
+        "stub": "stub", "salt": None, "traceparent": None,
     }  # fmt: skip
     return Job(**{**members, **changes})
 

@@ -35,6 +35,8 @@ INTERNAL = {
     "FieldError",
     # Start-up and commands; the gateway does not serve then.
     "MigrationError", "NotSuspendedError", "SettingsError",
+    # Of weights, which only agents and commands hold against a manifest.
+    "ManifestMismatchError",
     # Of sealed requests, which only clients and agents open.
     "ReplayedError", "UnopenableError",
     # Between the gateway and the receivers of alerts.

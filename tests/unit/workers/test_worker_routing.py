@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cocoon.clock import ManualClock
 from tests.unit.workers.worker_values import MODEL, a_heartbeat, a_worker, an_upstream, beat_all
-from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
+from workers.errors import ManifestUnservedError, ModelNotFoundError, NoWorkerError, WorkersBusyError
 from workers.registry import Member, Registry
 from workers.routing import Dispatch, DispatchOutcome, RetryBudget, Router
 from workers.targets import Target
@@ -364,3 +364,29 @@ def test_only_targets_that_a_request_may_go_to_are_named() -> None:
     named = network.router.targets(MODEL, only=("worker-1", "worker-2"), ignore=("worker-2",))
     assert [target.target_id for target in named] == [ONE]
     assert network.router.targets("unknown") == []
+
+
+# Pinned weights
+
+
+def test_a_pinned_manifest_goes_to_workers_that_serve_it_and_to_nobody_else() -> None:
+    network = Network(0)
+    pins = {1: b"\x01" * 32, 2: b"\x02" * 32, 3: b""}
+    workers = [a_worker(network.clock, number, manifest_sha256=pin) for number, pin in pins.items()]
+    network.registry.replace_enrolments(workers)
+    network.registry.set_upstreams([an_upstream()])
+    beat_all(network.registry, network.clock, 4)
+    for number in (1, 2):
+        for _ in range(4):
+            assert network.router.choose(MODEL, manifest=pins[number]).target_id == uuid.UUID(int=number)
+        # Its room is used up, and the others are still not asked.
+        with pytest.raises(WorkersBusyError):
+            network.router.choose(MODEL, manifest=pins[number])
+    with pytest.raises(ManifestUnservedError):
+        network.router.choose(MODEL, manifest=b"\x03" * 32)
+    with pytest.raises(ManifestUnservedError):
+        network.router.targets(MODEL, manifest=b"\x03" * 32)
+    assert network.registry.manifests(MODEL) == {"01" * 32: 1, "02" * 32: 1}
+    with pytest.raises(NoWorkerError) as excluded:
+        network.router.choose(MODEL, manifest=pins[1], exclude=frozenset({uuid.UUID(int=1)}))
+    assert excluded.type is NoWorkerError

@@ -17,6 +17,7 @@ from workers.agent.engines.ports import Dialect, EngineCall, EngineError, Engine
 from workers.agent.engines.process import Child, Supervisor
 from workers.agent.engines.request import engine_body
 from workers.agent.engines.wire import ABORT_S, EngineWire, WireGeneration
+from workers.agent.served_manifest import ServedManifest
 from workers.agent.settings import Settings, child_environ
 
 _ATTACH_PROBE_S = 2.0
@@ -53,7 +54,8 @@ class SGLangEngine:
 
     dialect = Dialect()
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, manifest: ServedManifest | None = None) -> None:
+        self._manifest = manifest or ServedManifest()
         self._settings = settings
         self._supervisor = Supervisor(clock, spawn=self._spawn, healthy=self._answers, start_s=settings.engine_start_s)
         self._attached_ready = False
@@ -115,6 +117,8 @@ class SGLangEngine:
         )
 
     async def _spawn(self) -> Child:
+        assert self._settings.model_path is not None, "settings require it"
+        await asyncio.to_thread(self._manifest.require, self._settings.model_path)
         port = _free_port()
         self._wire = EngineWire(f"http://127.0.0.1:{port}", self._settings.engine_api_key)
         return await Child.spawn(launch_command(self._settings, port), environ={**child_environ(), **_LAUNCH_ENVIRON})

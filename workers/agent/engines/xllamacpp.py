@@ -1,5 +1,6 @@
 """The embedded engine: llama.cpp in a child process, for development and CPU hosts."""
 
+import asyncio
 import importlib.metadata
 import random
 import sys
@@ -15,6 +16,7 @@ from workers.agent.engines.process import Child, Supervisor
 from workers.agent.engines.request import engine_body
 from workers.agent.engines.wire import EngineWire, WireGeneration
 from workers.agent.engines.xllamacpp_server import ServerConfig
+from workers.agent.served_manifest import ServedManifest
 from workers.agent.settings import Secret, Settings, child_environ
 
 BATCH_TOKENS = 64
@@ -58,10 +60,13 @@ class XLlamaCppEngine:
         injected={"prompt_progress": "return_progress", "timings": "timings_per_token"}, usage_per_choice=True
     )
 
-    def __init__(self, settings: Settings, clock: Clock, rng: random.Random) -> None:
+    def __init__(
+        self, settings: Settings, clock: Clock, rng: random.Random, manifest: ServedManifest | None = None
+    ) -> None:  # fmt: skip
         path = settings.model_path or bundled_model()
         if not Path(path).is_file():
             raise EngineStartError(f"there is no model file at {path}")
+        self._manifest = manifest or ServedManifest()
         generates = settings.endpoints != ("embeddings",)
         self._key = Secret(base64url(rng.randbytes(_KEY_BYTES)))
         self._config = ServerConfig(
@@ -120,6 +125,7 @@ class XLlamaCppEngine:
 
     async def _spawn(self) -> Child:
         self._wire = None
+        await asyncio.to_thread(self._manifest.require, self._config.model_path)
         return await Child.spawn(
             [sys.executable, "-m", "workers.agent.engines.xllamacpp_server"],
             environ=child_environ(),

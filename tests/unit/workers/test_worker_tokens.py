@@ -1,4 +1,4 @@
-"""Heartbeat tokens: only ours, only for heartbeats, only for a while."""
+"""Tokens of workers: only ours, only for workers, only for a while."""
 
 import base64
 import datetime as dt
@@ -10,8 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from workers.errors import HeartbeatRefusedError
-from workers.tokens import HeartbeatTokens
+from workers.errors import TokenRefusedError
+from workers.tokens import TOKEN_SECONDS, WorkerTokens, token_seconds
 
 SECRET = bytes(range(32))
 NOW = dt.datetime(2026, 5, 1, tzinfo=dt.UTC)
@@ -20,15 +20,15 @@ DIGEST = bytes(range(32))
 
 
 @pytest.fixture
-def tokens() -> HeartbeatTokens:
-    return HeartbeatTokens(SECRET)
+def tokens() -> WorkerTokens:
+    return WorkerTokens(SECRET)
 
 
 def _claims(**changes: object) -> dict[str, object]:
     issued = int(NOW.timestamp())
     claims: dict[str, object] = {
         "iss": "cocoon-gateway",
-        "aud": "cocoon-heartbeat",
+        "aud": "cocoon-worker",
         "sub": str(WORKER_ID),
         "iat": issued,
         "exp": issued + 60,
@@ -38,32 +38,32 @@ def _claims(**changes: object) -> dict[str, object]:
     return {name: value for name, value in claims.items() if value is not None}
 
 
-def _signed(tokens: HeartbeatTokens, claims: dict[str, object]) -> str:
+def _signed(tokens: WorkerTokens, claims: dict[str, object]) -> str:
     return jwt.encode(claims, tokens._private, algorithm="EdDSA")
 
 
-def test_a_token_of_one_replica_is_good_at_another(tokens: HeartbeatTokens) -> None:
-    claims = HeartbeatTokens(SECRET).verify(tokens.mint(WORKER_ID, DIGEST, NOW), NOW)
+def test_a_token_of_one_replica_is_good_at_another(tokens: WorkerTokens) -> None:
+    claims = WorkerTokens(SECRET).verify(tokens.mint(WORKER_ID, DIGEST, NOW), NOW)
 
     assert claims.worker_id == WORKER_ID
     assert claims.keyset_digest == DIGEST
-    assert claims.expires_at == NOW + dt.timedelta(hours=1)
+    assert claims.expires_at == NOW + dt.timedelta(seconds=TOKEN_SECONDS)
 
 
-def test_a_token_ends_at_its_expiry_by_the_given_clock(tokens: HeartbeatTokens) -> None:
+def test_a_token_ends_at_its_expiry_by_the_given_clock(tokens: WorkerTokens) -> None:
     token = tokens.mint(WORKER_ID, DIGEST, NOW, ttl_s=60)
     tokens.verify(token, NOW + dt.timedelta(seconds=59))
 
-    with pytest.raises(HeartbeatRefusedError):
+    with pytest.raises(TokenRefusedError):
         tokens.verify(token, NOW + dt.timedelta(seconds=60))
 
 
-def test_a_token_from_the_far_future_is_refused(tokens: HeartbeatTokens) -> None:
-    with pytest.raises(HeartbeatRefusedError):
+def test_a_token_from_the_far_future_is_refused(tokens: WorkerTokens) -> None:
+    with pytest.raises(TokenRefusedError):
         tokens.verify(tokens.mint(WORKER_ID, DIGEST, NOW + dt.timedelta(minutes=5)), NOW)
 
 
-def test_the_forged_claims_below_would_be_good_if_they_were_right(tokens: HeartbeatTokens) -> None:
+def test_the_forged_claims_below_would_be_good_if_they_were_right(tokens: WorkerTokens) -> None:
     assert tokens.verify(_signed(tokens, _claims()), NOW).worker_id == WORKER_ID
 
 
@@ -71,7 +71,7 @@ def test_the_forged_claims_below_would_be_good_if_they_were_right(tokens: Heartb
     "changes",
     [
         {"aud": "cocoon-admin"},
-        {"aud": ["cocoon-heartbeat", "other"]},
+        {"aud": ["cocoon-worker", "other"]},
         {"iss": "somebody"},
         {"aud": None},
         {"iss": None},
@@ -89,42 +89,57 @@ def test_the_forged_claims_below_would_be_good_if_they_were_right(tokens: Heartb
     ],
 )
 def test_a_token_for_something_else_or_without_a_claim_is_refused(
-    tokens: HeartbeatTokens, changes: dict[str, object]
+    tokens: WorkerTokens, changes: dict[str, object]
 ) -> None:
-    with pytest.raises(HeartbeatRefusedError):
+    with pytest.raises(TokenRefusedError):
         tokens.verify(_signed(tokens, _claims(**changes)), NOW)
 
 
-def test_a_token_of_another_key_is_refused(tokens: HeartbeatTokens) -> None:
-    other = HeartbeatTokens(bytes(32))
+def test_a_token_of_another_key_is_refused(tokens: WorkerTokens) -> None:
+    other = WorkerTokens(bytes(32))
 
-    with pytest.raises(HeartbeatRefusedError):
+    with pytest.raises(TokenRefusedError):
         tokens.verify(other.mint(WORKER_ID, DIGEST, NOW), NOW)
-    with pytest.raises(HeartbeatRefusedError):
+    with pytest.raises(TokenRefusedError):
         tokens.verify(jwt.encode(_claims(), Ed25519PrivateKey.generate(), algorithm="EdDSA"), NOW)
 
 
-def test_an_unsigned_token_is_refused(tokens: HeartbeatTokens) -> None:
-    with pytest.raises(HeartbeatRefusedError):
+def test_an_unsigned_token_is_refused(tokens: WorkerTokens) -> None:
+    with pytest.raises(TokenRefusedError):
         tokens.verify(jwt.encode(_claims(), None, algorithm="none"), NOW)
 
 
-def test_the_public_key_is_not_accepted_as_an_hmac_secret(tokens: HeartbeatTokens) -> None:
+def test_the_public_key_is_not_accepted_as_an_hmac_secret(tokens: WorkerTokens) -> None:
     public = tokens._public.public_bytes(Encoding.Raw, PublicFormat.Raw)
 
-    with pytest.raises(HeartbeatRefusedError):
+    with pytest.raises(TokenRefusedError):
         tokens.verify(jwt.encode(_claims(), public, algorithm="HS256"), NOW)
 
 
-def test_the_header_does_not_choose_the_algorithm(tokens: HeartbeatTokens) -> None:
+def test_the_header_does_not_choose_the_algorithm(tokens: WorkerTokens) -> None:
     _, payload, signature = tokens.mint(WORKER_ID, DIGEST, NOW).split(".")
     for algorithm in ("none", "HS256", "RS256"):
         header = base64.urlsafe_b64encode(json.dumps({"alg": algorithm, "typ": "JWT"}).encode()).rstrip(b"=").decode()
-        with pytest.raises(HeartbeatRefusedError):
+        with pytest.raises(TokenRefusedError):
             tokens.verify(f"{header}.{payload}.{signature}", NOW)
 
 
 @pytest.mark.parametrize("token", ["", ".", "..", "a.b.c", "é.é.é", "x" * 1025, "\x00"])
-def test_rubbish_is_refused(tokens: HeartbeatTokens, token: str) -> None:
-    with pytest.raises(HeartbeatRefusedError):
+def test_rubbish_is_refused(tokens: WorkerTokens, token: str) -> None:
+    with pytest.raises(TokenRefusedError):
         tokens.verify(token, NOW)
+
+
+def test_a_token_lives_for_minutes_and_no_longer_than_its_keyset(tokens: WorkerTokens) -> None:
+    now = int(NOW.timestamp())
+    assert TOKEN_SECONDS <= 15 * 60
+    assert token_seconds(NOW, now + 6 * 3600) == TOKEN_SECONDS
+    assert token_seconds(NOW, now + 42) == 42
+    assert token_seconds(NOW, now - 1) == 0
+    with pytest.raises(TokenRefusedError):
+        tokens.verify(tokens.mint(WORKER_ID, DIGEST, NOW, token_seconds(NOW, now - 1)), NOW)
+
+
+def test_a_token_of_the_earlier_kind_for_heartbeats_alone_is_refused(tokens: WorkerTokens) -> None:
+    with pytest.raises(TokenRefusedError):
+        tokens.verify(_signed(tokens, _claims(aud="cocoon-heartbeat")), NOW)
