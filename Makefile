@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger bench-limits bench-attestation bench-log lock clean
+.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger bench-limits bench-attestation bench-log bench-sealed lock clean
 
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev
@@ -61,6 +61,9 @@ bench-limits: $(STAMP)   ## what limits cost a request, and an exchange of slice
 
 bench-log: $(STAMP)      ## the transparency log on an embedded PostgreSQL with fsync on
 	$(BIN)/python -m benchmarks.log
+
+bench-sealed: $(STAMP)   ## sealing and opening requests and frames
+	$(BIN)/python -m benchmarks.sealed
 
 bench-attestation: $(STAMP)  ## how long one judgement of evidence takes (target: 15 ms for TDX and a GPU)
 	$(BIN)/python -m benchmarks.attestation

@@ -8,7 +8,7 @@ import click
 
 from cli.trusting import state_folder, trust_of, trusting
 from cocoon.logs import configure_logging
-from cocoon_client.proxy.main import Proxy, ProxySettings, serve
+from cocoon_client.proxy.main import Proxy, ProxySettings, require_local, serve
 
 
 @click.command("proxy")
@@ -35,12 +35,13 @@ def command(
     A request without an API key gets the one in COCOON_API_KEY. Proofs are kept for `cocoon verify`; they hold prompts
     and answers in clear.
     """
-    configure_logging("proxy")
     trust = trust_of(**trusted, allow_simulated=allow_simulated)
     settings = ProxySettings(
         base_url=base_url, host=host, port=port, api_key=api_key, anywhere=listen_anywhere,
         state=state_folder(state),
     )  # fmt: skip
+    require_local(settings)
+    configure_logging("proxy")
 
     def ready(proxy: Proxy) -> None:
         click.echo(f"Listening on http://{host}:{proxy.port}/v1, sealing for workers of {base_url}")

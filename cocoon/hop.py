@@ -24,6 +24,8 @@ TICKET_HEADER = "x-cocoon-ticket"
 STUB_HEADER = "x-cocoon-ticket-stub"
 """The gateway's own sealed note of the attempt; opaque to the agent, which returns it with the receipt."""
 SALT_HEADER = "x-cocoon-salt"
+TENANT_HEADER = "x-cocoon-tenant"
+"""The gateway's own name for the customer of a plain request: whose prompts may share the engine's cache."""
 ANSWER_TYPE_HEADER = "x-cocoon-answer-type"
 """Content type of the data inside the frames."""
 FRAME_BYTES_MAX = 64 * 1024 * 1024

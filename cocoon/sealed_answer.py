@@ -24,6 +24,8 @@ PRELUDE_BYTES: Final = 1 + 32 + 32
 FRAME_BYTES_MAX: Final = 1024 * 1024
 TRAILER_BYTES_MAX: Final = 64 * 1024
 PAD_BYTES: Final = 256
+DATA_BYTES_MAX: Final = FRAME_BYTES_MAX - 2 * PAD_BYTES
+"""Data of one frame: with its length, padding and tag it is still a frame."""
 _RESPONSE: Final = b"\x01"
 _ROLL_LABEL: Final = b"cocoon/roll/1\x00"
 _U32: Final = 4
@@ -51,7 +53,7 @@ class AnswerSealer:
 
     def frame(self, data: bytes) -> bytes:
         """The wire bytes of the next frame."""
-        assert len(data) <= FRAME_BYTES_MAX - PAD_BYTES, "the caller cuts its data"
+        assert len(data) <= DATA_BYTES_MAX, "the caller cuts its data"
         ciphertext = self._frames.seal(pad(data, answer_bucket(len(data))))
         return struct.pack(">I", len(ciphertext)) + ciphertext
 

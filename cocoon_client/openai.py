@@ -3,24 +3,43 @@
     client = OpenAI(base_url=..., api_key=..., cocoon=read_trust(Path("trust.toml")))
 
 Chat, completions and embeddings can be sealed; any other call that would carry content is refused, never sent plainly.
-A refusal is a `cocoon_client.errors.ClientError`. `client.cocoon` has what opens the receipts of this client's answers.
+A refusal is a `cocoon_client.errors.ClientError`. `client.cocoon` has the proofs of this client's answers, and
+`client.verify()` fetches what is missing of one and says, step by step, what it proves.
 """
 
-from typing import Any
+import asyncio
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any, Final
 
 import httpx
 import openai
 
-from cocoon_client.errors import TrustError
-from cocoon_client.transport import AsyncSealingTransport, KeptInMemory, Sealer, SealingTransport
+from cocoon.clock import SystemClock
+from cocoon_client.errors import BundleUnavailableError, TrustError
+from cocoon_client.memory import ProofsInMemory
+from cocoon_client.receipts import Receipts, complete
+from cocoon_client.transport import AsyncSealingTransport, Sealer, SealingTransport
 from cocoon_client.trust import Trust
+from cocoon_client.verification.steps import Report
+
+WAIT_S: Final = 30.0
+TIMEOUT_S: Final = 30.0
+Asking = Callable[[], httpx.AsyncBaseTransport]
 
 
 class SealingClient(httpx.Client):
-    """An `httpx.Client` with nothing but a sealing transport; proxies of the environment do not apply to it."""
+    """An `httpx.Client` with nothing but a sealing transport; proxies of the environment do not apply to it.
 
-    def __init__(self, trust: Trust, *, transport: httpx.BaseTransport | None = None, **options: Any) -> None:
-        self.kept = KeptInMemory()
+    `transport` reaches the gateway, and so do the ones of `asking`, by which receipts are fetched.
+    """
+
+    def __init__(
+        self, trust: Trust, *, transport: httpx.BaseTransport | None = None, asking: Asking = httpx.AsyncHTTPTransport,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        self.asking = asking
+        self.kept = ProofsInMemory()
         self.trust = trust
         inner = transport or httpx.HTTPTransport()
         super().__init__(transport=SealingTransport(Sealer(trust, self.kept), inner), trust_env=False, **options)
@@ -29,8 +48,12 @@ class SealingClient(httpx.Client):
 class AsyncSealingClient(httpx.AsyncClient):
     """As `SealingClient`, on asyncio."""
 
-    def __init__(self, trust: Trust, *, transport: httpx.AsyncBaseTransport | None = None, **options: Any) -> None:
-        self.kept = KeptInMemory()
+    def __init__(
+        self, trust: Trust, *, transport: httpx.AsyncBaseTransport | None = None,
+        asking: Asking = httpx.AsyncHTTPTransport, **options: Any,
+    ) -> None:  # fmt: skip
+        self.asking = asking
+        self.kept = ProofsInMemory()
         self.trust = trust
         inner = transport or httpx.AsyncHTTPTransport()
         super().__init__(transport=AsyncSealingTransport(Sealer(trust, self.kept), inner), trust_env=False, **options)
@@ -49,7 +72,22 @@ class OpenAI(openai.OpenAI):
         if not isinstance(http_client, SealingClient):
             raise TrustError("give cocoon=Trust(...): another http_client would send requests plainly")
         self.cocoon = http_client.kept
+        self._sealing = http_client
         super().__init__(http_client=http_client, **options)  # pyright: ignore[reportArgumentType]  httpx is taken too
+
+    def verify(self, receipt_id: str | None = None, *, wait_s: float = WAIT_S) -> Report:
+        """What the receipt of an answer proves: the last one's, or of the one with this id.
+
+        `wait_s` is how long signatures and log may take to come.
+
+        Raises:
+            ClientError: the gateway does not show the receipt, or there was no answer.
+            MalformedError: what it shows is not in its format.
+        """
+        steps = _verified(self._sealing, str(self.base_url), self.api_key, receipt_id, wait_s)
+        # A thread of its own: the caller's may have an event loop running.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, steps).result()
 
 
 class AsyncOpenAI(openai.AsyncOpenAI):
@@ -67,4 +105,28 @@ class AsyncOpenAI(openai.AsyncOpenAI):
         if not isinstance(http_client, AsyncSealingClient):
             raise TrustError("give cocoon=Trust(...): another http_client would send requests plainly")
         self.cocoon = http_client.kept
+        self._sealing = http_client
         super().__init__(http_client=http_client, **options)  # pyright: ignore[reportArgumentType]  httpx is taken too
+
+    async def verify(self, receipt_id: str | None = None, *, wait_s: float = WAIT_S) -> Report:
+        """As `OpenAI.verify`.
+
+        Raises:
+            ClientError: the gateway does not show the receipt, or there was no answer.
+            MalformedError: what it shows is not in its format.
+        """
+        return await _verified(self._sealing, str(self.base_url), self.api_key, receipt_id, wait_s)
+
+
+async def _verified(
+    sealing: SealingClient | AsyncSealingClient, base_url: str, api_key: str, receipt_id: str | None, wait_s: float
+) -> Report:
+    proofs = sealing.kept
+    if receipt_id is None:
+        if proofs.newest is None:
+            raise BundleUnavailableError("there was no answer yet")
+        receipt_id = proofs.newest.receipt_id
+    async with httpx.AsyncClient(transport=sealing.asking(), timeout=TIMEOUT_S) as client:
+        receipts = Receipts(client, base_url, api_key, SystemClock())
+        _, report = await complete(receipts, proofs, sealing.trust, receipt_id, wait_s=wait_s)
+    return report

@@ -47,7 +47,8 @@ class Plan(msgspec.Struct, frozen=True):
             each = DEFAULT_COMPLETION if default is None else default
             completion = min(each, context_tokens) * request.choices
         else:
-            completion = asked * request.choices
+            # Exactly what the worker finds in the body, or it refuses.
+            completion = asked * request.copies * request.prompts
         # A gateway cuts a chat's bound down to the context that it knows; the worker's own may be larger.
         context = PROMPT_MAX if self.endpoint is CHAT else context_tokens
         try:

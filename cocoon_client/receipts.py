@@ -4,7 +4,7 @@ Nothing of it is believed here; `verification` judges it, offline.
 """
 
 import asyncio
-from typing import Final
+from typing import ClassVar, Final, Protocol
 
 import httpx
 import msgspec
@@ -13,10 +13,10 @@ from cocoon.bundle import BUNDLE_BYTES_MAX, ReceiptBundle
 from cocoon.checkpoints import Checkpoint, NoteVerifier
 from cocoon.clock import Clock
 from cocoon.errors import MalformedError
-from cocoon_client.errors import BundleUnavailableError
-from cocoon_client.store import Store
+from cocoon_client.errors import BundleUnavailableError, ClientError
+from cocoon_client.opening import Opening
 from cocoon_client.trust import Trust
-from cocoon_client.verification.log import Growth
+from cocoon_client.verification.log import Growth, is_larger
 from cocoon_client.verification.proof import Proof
 from cocoon_client.verification.steps import Report
 from cocoon_client.verification.walk import verify
@@ -24,6 +24,38 @@ from cocoon_client.verification.walk import verify
 POLL_S: Final = 0.5
 PROOF_BYTES_MAX: Final = 64 * 1024
 _OK: Final = 200
+_PENDING: Final = 202
+_REFUSED: Final = frozenset({401, 403, 404})
+
+
+class ReceiptRefusedError(ClientError):
+    """The gateway shows this key no such receipt, and will not later."""
+
+    code: ClassVar[str] = "receipt_refused"
+
+
+class Proofs(Protocol):
+    """Where a client keeps proofs, and the last checkpoint seen of each log (by its verifier key)."""
+
+    def keep(self, opening: Opening) -> None:
+        """Keep what opens a receipt."""
+        ...
+
+    def load(self, receipt_id: str) -> Proof | None:
+        """What was kept of a receipt."""
+        ...
+
+    def save(self, proof: Proof) -> None:
+        """Keep a proof in place of what was kept of the same receipt."""
+        ...
+
+    def seen(self, log_key: str) -> str | None:
+        """The last checkpoint seen, a signed note."""
+        ...
+
+    def see(self, log_key: str, note: str) -> None:
+        """Remember a checkpoint."""
+        ...
 
 
 class _Consistency(msgspec.Struct, frozen=True):
@@ -43,7 +75,8 @@ class Receipts:
         """The bundle, asked for until it is whole or `wait_s` have passed: signatures and log come after the answer.
 
         Raises:
-            BundleUnavailableError: the gateway does not answer, or has no such receipt.
+            BundleUnavailableError: the gateway does not answer, or the worker has not delivered it in time.
+            ReceiptRefusedError: the API key is not one that may see it, or there is none.
             MalformedError: what it shows is not a bundle.
         """
         end = self._clock.monotonic() + wait_s
@@ -61,7 +94,7 @@ class Receipts:
                 return bundle
             await asyncio.sleep(POLL_S)
 
-    async def growth(self, trust: Trust, store: Store, bundle: ReceiptBundle) -> Growth | None:
+    async def growth(self, trust: Trust, store: Proofs, bundle: ReceiptBundle) -> Growth | None:
         """The proof that joins the bundle's checkpoint to the one seen last; None where none was seen.
 
         A gateway that cannot give one gives an empty one, which joins only equal trees.
@@ -89,6 +122,10 @@ class Receipts:
         body = bytearray()
         try:
             async with self._client.stream("GET", self._base_url + target, headers=self._headers) as response:
+                if response.status_code in _REFUSED:
+                    raise ReceiptRefusedError(f"the gateway answers {target} with status {response.status_code}")
+                if response.status_code == _PENDING:
+                    raise BundleUnavailableError("the worker has not delivered the receipt yet; ask again later")
                 if response.status_code != _OK:
                     raise BundleUnavailableError(f"{target} was answered with status {response.status_code}")
                 async for chunk in response.aiter_bytes():
@@ -100,14 +137,14 @@ class Receipts:
         return bytes(body)
 
 
-def offline_growth(trust: Trust, store: Store) -> Growth | None:
+def offline_growth(trust: Trust, store: Proofs) -> Growth | None:
     """What is known of the log without asking it: the checkpoint seen last."""
     seen = store.seen(trust.log_key) if trust.log_key else None
     return None if seen is None else Growth(seen, None)
 
 
 async def complete(
-    receipts: Receipts, store: Store, trust: Trust, receipt_id: str, *, wait_s: float
+    receipts: Receipts, store: Proofs, trust: Trust, receipt_id: str, *, wait_s: float
 ) -> tuple[Proof, Report]:
     """Fetch what belongs to a receipt, keep it beside what this client kept, and judge it all.
 
@@ -130,9 +167,14 @@ async def complete(
     return proof, report
 
 
-def remember(store: Store, trust: Trust, proof: Proof, report: Report) -> None:
+def remember(store: Proofs, trust: Trust, proof: Proof, report: Report) -> None:
     """Remember the log's checkpoint: the first one that holds, and then only those that are joined to it."""
     steps = {step.name: step.outcome for step in report.steps}
-    joined = steps.get("log consistency") == "held" or store.seen(trust.log_key) is None
-    if joined and steps.get("log inclusion") == "held" and proof.bundle is not None and proof.bundle.log is not None:
-        store.see(trust.log_key, proof.bundle.log.checkpoint)
+    place = None if proof.bundle is None else proof.bundle.log
+    if place is None or steps.get("log inclusion") != "held":
+        return
+    before = store.seen(trust.log_key)
+    if before is None or (
+        steps.get("log consistency") == "held" and is_larger(place.checkpoint, before, trust.log_key)
+    ):
+        store.see(trust.log_key, place.checkpoint)

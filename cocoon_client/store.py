@@ -12,8 +12,6 @@ from typing import Final
 
 import structlog
 
-from cocoon.checkpoints import Checkpoint, NoteVerifier
-from cocoon.errors import MalformedError
 from cocoon_client.errors import BundleUnavailableError
 from cocoon_client.opening import Opening
 from cocoon_client.verification.proof import PROOF_BYTES_MAX, Proof
@@ -53,6 +51,7 @@ class Store:
 
     def save(self, proof: Proof) -> None:
         """Keep a proof in place of what was kept of the same receipt."""
+        self._own()
         write_private(self.path(proof.receipt_id), proof.encode())
 
     def load(self, receipt_id: str) -> Proof | None:
@@ -80,16 +79,12 @@ class Store:
             return None
 
     def see(self, log_key: str, note: str) -> None:
-        """Remember a checkpoint that held and is consistent with the one seen before, if it is of a larger tree."""
-        before = self.seen(log_key)
-        try:
-            verifier = NoteVerifier.parse(log_key)
-            size = Checkpoint.decode(verifier.open(note)).size
-            older = before is None or Checkpoint.decode(verifier.open(before)).size < size
-        except MalformedError:
-            return
-        if older:
-            write_private(self._note(log_key), note.encode())
+        """Remember a checkpoint."""
+        self._own()
+        write_private(self._note(log_key), note.encode())
+
+    def _own(self) -> None:
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _note(self, log_key: str) -> Path:
         return self._log / f"{hashlib.sha256(log_key.encode()).hexdigest()[:32]}.note"

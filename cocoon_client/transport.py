@@ -10,7 +10,7 @@ import datetime as dt
 import random
 import threading
 import urllib.parse
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Annotated, Final, Protocol
 
 import httpx
@@ -430,29 +430,3 @@ async def _aread(response: httpx.Response, bytes_max: int) -> bytes:
 def _bounded(read: bytearray, bytes_max: int) -> None:
     if len(read) > bytes_max:
         raise AnswerRefusedError("the gateway's answer is too long")
-
-
-class KeptInMemory:
-    """Keeps the newest openings of a process, by receipt id."""
-
-    def __init__(self, openings_max: int = 256, after: Callable[[Opening], None] | None = None) -> None:
-        self._openings_max = openings_max
-        self._openings: dict[str, Opening] = {}
-        self._after = after
-
-    def keep(self, opening: Opening) -> None:
-        """Keep it, and forget the oldest one beyond the maximum."""
-        self._openings[opening.receipt_id] = opening
-        while len(self._openings) > self._openings_max:
-            del self._openings[next(iter(self._openings))]
-        if self._after is not None:
-            self._after(opening)
-
-    def get(self, receipt_id: str) -> Opening | None:
-        """What was kept of a request."""
-        return self._openings.get(receipt_id)
-
-    @property
-    def newest(self) -> Opening | None:
-        """What was kept last."""
-        return next(reversed(self._openings.values()), None)

@@ -4,6 +4,7 @@ An attempt is never repeated at the same worker, and never beyond the retry budg
 must not make it worse.
 """
 
+import hmac
 import uuid
 
 import structlog
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from billing.pricing import ModelOffer
 from cocoon import openai
+from cocoon.canonical import base64url
 from cocoon.clock import Clock
 from cocoon.endpoints import EMBEDDINGS, Endpoint
 from cocoon.errors import CocoonError, MalformedError
@@ -45,6 +47,8 @@ TICKET_MARGIN_S = 30
 COOLDOWN_S_DEFAULT = 1.0
 """When a worker is busy and does not say for how long."""
 KEYSETS_MAX = 4096
+TENANTS_MAX = 65536
+_TENANT_LABEL = b"cocoon/tenant/1\x00"
 _NO_PREFERENCE = openai.Provider()
 _REQUESTS_FAULT = frozenset({400, 413, 415, 422})
 _BUSY = frozenset({429, 503})
@@ -70,6 +74,7 @@ class Attempts:
         self._sealed_require: Requirement = sealed_require
         self._ticket_s = request_s_max + TICKET_MARGIN_S
         self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
+        self._tenants: dict[uuid.UUID, bytes] = {}
 
     def require_offered(
         self, endpoint: Endpoint, offer: ModelOffer, request: ModelRequest, limit: PriceLimit | None,
@@ -188,6 +193,7 @@ class Attempts:
             salt=call.salt,
             traceparent=walk.trace.child_header if walk.trace.sampled else call.traceparent,
             sealed=walk.sealed is not None,
+            tenant=self._tenant(walk),
         )
         if not request.streams and (isinstance(target, Upstream) or walk.endpoint is EMBEDDINGS):
             deadline.expect_silence()
@@ -225,6 +231,19 @@ class Attempts:
             return AttemptBusyError(retry_after_s)
         attempt.failed(DispatchOutcome.FAILED_BEFORE_FIRST_BYTE)
         return AttemptFailedError(str(error))
+
+    def _tenant(self, walk: Walk) -> bytes | None:
+        """What workers know a customer by, for the cache of plain prompts; a sealed request brings its own salt."""
+        if walk.sealed is not None or walk.principal is None:
+            return None
+        customer_id = walk.principal.customer_id
+        tenant = self._tenants.get(customer_id)
+        if tenant is None:
+            if len(self._tenants) >= TENANTS_MAX:
+                self._tenants.clear()
+            tag = hmac.digest(self._network_secret, _TENANT_LABEL + customer_id.bytes, "sha256")
+            tenant = self._tenants[customer_id] = base64url(tag[:16]).encode()
+        return tenant
 
     def _ticket(self, worker: Worker, attempt: Attempt, walk: Walk, admission: Admission) -> tuple[str, str]:
         """The ticket's header and its stub's."""

@@ -192,6 +192,10 @@ class FakeLog:
         self.entries.append(entry_of(LeafType.RECEIPT, envelope).encode())
         return len(self.entries) - 1
 
+    def consistency(self, old_size: int) -> dict[str, Any]:
+        path = [base64.b64encode(one).decode() for one in self.tree.consistency(old_size)]
+        return {"from": old_size, "to": self.tree.size, "path": path, "checkpoint": self.checkpoint()}
+
     def inclusion(self, index: int) -> Inclusion:
         tree = self.tree
         return Inclusion(checkpoint=self.checkpoint(), index=index, size=tree.size, path=tree.inclusion(index))
@@ -264,9 +268,11 @@ class FakeGateway(httpx.BaseTransport, httpx.AsyncBaseTransport):
             return httpx.Response(200, json=self.showing(answer))
         if path == f"/v1/models/{MODEL}":
             return httpx.Response(200, json=DESCRIBED)
+        if path == "/v1/log/consistency":
+            return httpx.Response(200, json=self.log.consistency(int(request.url.params["from"])))
         if path.startswith("/v1/receipts/"):
             bundle = self.bundles.get(path.rpartition("/")[2])
-            return httpx.Response(404, json={}) if bundle is None else httpx.Response(200, content=bundle)
+            return httpx.Response(202, json={}) if bundle is None else httpx.Response(200, content=bundle)
         assert path in {endpoint.path for endpoint in ENDPOINTS}, path
         return self._serve(request)
 

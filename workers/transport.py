@@ -80,6 +80,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     salt: str | None
     traceparent: str | None
     sealed: bool = False
+    tenant: bytes | None = None
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +166,8 @@ class Transport:
             (hop.TICKET_HEADER.encode(), job.ticket.encode()),
             (hop.STUB_HEADER.encode(), (job.stub or "").encode()),
         ]
+        if job.tenant is not None:
+            headers.append((hop.TENANT_HEADER.encode(), job.tenant))
         if job.salt:
             headers.append((hop.SALT_HEADER.encode(), job.salt.encode()))
         if job.traceparent:

@@ -53,6 +53,16 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"ProxySettings(base_url={self.base_url!r}, host={self.host!r}, port={self.port})"
 
 
+def require_local(settings: ProxySettings) -> None:
+    """Check that nobody else reaches the endpoint, unless that was asked for.
+
+    Raises:
+        ListenError: other machines do.
+    """
+    if not (settings.anywhere or is_loopback(settings.host)):
+        raise ListenError(f"{settings.host} is reached by other machines; say --listen-anywhere if you mean it")
+
+
 class Proxy:
     """The running proxy. `gateway` is the transport that reaches the gateway."""
 
@@ -60,8 +70,7 @@ class Proxy:
         self, settings: ProxySettings, trust: Trust, *, clock: Clock | None = None,
         gateway: Callable[[], httpx.AsyncBaseTransport] = httpx.AsyncHTTPTransport,
     ) -> None:  # fmt: skip
-        if not (settings.anywhere or is_loopback(settings.host)):
-            raise ListenError(f"{settings.host} is reached by other machines; say --listen-anywhere if you mean it")
+        require_local(settings)
         self._settings = settings
         self._trust = trust
         self._clock = clock or SystemClock()

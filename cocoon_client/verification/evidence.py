@@ -12,6 +12,7 @@ from attestation.judge import Question, judge
 from attestation.verdict import Verdict
 from cocoon.bundle import ReceiptBundle
 from cocoon.enrolment import Keyset
+from cocoon.errors import MalformedError
 from cocoon.openai import ModelRequest
 from cocoon.statement import Statement
 from cocoon_client.opening import Opening
@@ -42,16 +43,15 @@ def shown_evidence(bundle: ReceiptBundle, opening: Opening | None) -> Shown | No
         MalformedError: it is not in its format.
     """
     if opening is not None and opening.evidence:
-        at = dt.datetime.fromtimestamp(opening.judged_at, dt.UTC)
         evidence = Evidence.decode(opening.evidence)
-        return Shown(evidence, Endorsements.decode(opening.endorsements), opening.nonce or None, at)
+        endorsements = Endorsements.decode(opening.endorsements)
+        return Shown(evidence, endorsements, opening.nonce or None, _moment(opening.judged_at))
     if not bundle.evidence or not bundle.endorsements:
         return None
     evidence = Evidence.decode(bundle.evidence)
     statement, keyset = Statement.decode(evidence.statement), Keyset.decode(evidence.keyset)
     seconds = max(statement.beacon.gen_utime, keyset.not_before) + JUDGED_AFTER_S
-    at = dt.datetime.fromtimestamp(seconds, dt.UTC)
-    return Shown(evidence, Endorsements.decode(bundle.endorsements), None, at)
+    return Shown(evidence, Endorsements.decode(bundle.endorsements), None, _moment(seconds))
 
 
 def keyset_bytes(bundle: ReceiptBundle, shown: Shown | None) -> bytes | None:
@@ -116,6 +116,13 @@ def manifest(facts: Facts, opening: Opening | None, trust: Trust) -> Step:
         return failed(name, "the manifest that is shown has another digest")
     pinned = "the one that is pinned" if pin is not None else "none is pinned"
     return held(name, f"keyset and receipt name the weights {named.hex()[:16]}; {pinned}")
+
+
+def _moment(seconds: int) -> dt.datetime:
+    try:
+        return dt.datetime.fromtimestamp(seconds, dt.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise MalformedError("the evidence is of an impossible time") from error
 
 
 def _pin(opening: Opening | None, trust: Trust) -> bytes | None:

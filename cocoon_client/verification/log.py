@@ -1,14 +1,19 @@
 """The steps about the transparency log: the receipt is in it, and it only grew since it was last looked at."""
 
+import datetime as dt
+
 import msgspec
 
 from cocoon.checkpoints import Checkpoint, NoteVerifier, open_checkpoint
 from cocoon.errors import MalformedError
 from cocoon.merkle import verify_consistency, verify_inclusion
+from cocoon.signed_batch import NO_PROMISE, Countersignature
 from cocoon.transparency import LeafType, entry_of, receipt_envelope
 from cocoon_client.trust import Trust
 from cocoon_client.verification.receipts import Facts
 from cocoon_client.verification.steps import Step, failed, held, not_shown
+
+_YEAR_9999_S = 253_370_764_800
 
 
 class Growth(msgspec.Struct, frozen=True):
@@ -26,7 +31,7 @@ def inclusion(facts: Facts, trust: Trust) -> tuple[Step, Checkpoint | None]:
     name = "log inclusion"
     place = facts.bundle.log
     if place is None:
-        return not_shown(name, "the receipt is not in the transparency log yet"), None
+        return not_shown(name, f"the receipt is not in the transparency log yet{_promise(facts)}"), None
     if not trust.log_key:
         return not_shown(name, "no log key is pinned, so nobody knows whose checkpoint this has to be"), None
     if facts.keyset is None:
@@ -63,6 +68,26 @@ def consistency(shown: Checkpoint | None, growth: Growth | None, trust: Trust) -
     except MalformedError as error:
         return failed(name, f"the log was rewritten since it was seen last, or does not prove otherwise: {error}")
     return held(name, f"the log of {newer.size} entries begins with the {older.size} entries of the older one")
+
+
+def _promise(facts: Facts) -> str:
+    shown = facts.bundle.countersigned
+    try:
+        by_s = NO_PROMISE if shown is None else Countersignature.decode(shown.leaf).include_by
+    except MalformedError:  # another step says so
+        return ""
+    if not NO_PROMISE < by_s < _YEAR_9999_S:
+        return ""
+    return f"; the gateway promised that by {dt.datetime.fromtimestamp(by_s, dt.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def is_larger(note: str, before: str, log_key: str) -> bool:
+    """Whether a checkpoint is of a larger tree than an earlier one; not where one of them is not by this key."""
+    try:
+        verifier = NoteVerifier.parse(log_key)
+        return Checkpoint.decode(verifier.open(note)).size > Checkpoint.decode(verifier.open(before)).size
+    except MalformedError:
+        return False
 
 
 def anchor() -> Step:

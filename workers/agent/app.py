@@ -22,6 +22,7 @@ from cocoon.tracing import Attribute, SpanRecord, Tracer
 from workers.agent import refusals
 from workers.agent.admission import Admission
 from workers.agent.asgi import GatewayGoneError, Receive, Scope, Send, header, read_body, send_json, send_refusal
+from workers.agent.cache_salts import CacheSalts
 from workers.agent.engines.ports import Engine
 from workers.agent.exchange import Ending, Exchange, Job
 from workers.agent.keys import Identity
@@ -65,6 +66,7 @@ class AgentApp:
         self._engine = engine
         self._clock = clock
         self._rng = rng
+        self._cache_salts = CacheSalts(rng)
         self._store = store
         self._unsigned = unsigned
         self._tracer = tracer
@@ -172,7 +174,9 @@ class AgentApp:
             context_tokens=self._context_tokens,
             manifest=identity.keyset.model_manifest_sha256,
         )
-        return msgspec.structs.replace(job, sealed=opened, salt=opened.secret, salt_header=None)
+        return msgspec.structs.replace(
+            job, sealed=opened, salt=opened.secret, salt_header=None, cache_salt=self._cache_salts.sealed(opened)
+        )
 
     def _read_job(
         self, endpoint: Endpoint, scope: Scope, ticket: Ticket, ticket_bytes: bytes, identity: Identity, body: bytes
@@ -213,6 +217,7 @@ class AgentApp:
             salt_header=salt_header,
             trace=trace,
             traceparent=trace.child_header if self._tracer.enabled else passed_on,
+            cache_salt=self._cache_salts.plain(header(scope, hop.TENANT_HEADER)),
         )
 
     def _salt(self, given: str | None) -> tuple[bytes, str | None]:

@@ -78,6 +78,7 @@ class Job(msgspec.Struct, frozen=True):
     trace: Trace
     traceparent: str | None
     sealed: OpenedRequest | None = None
+    cache_salt: str = ""
 
     @property
     def rid(self) -> str:
@@ -138,6 +139,7 @@ class Exchange:
             completion_max=job.completion_max,
             rid=job.rid,
             traceparent=job.traceparent,
+            cache_salt=job.cache_salt,
         )
         self._commitment = Commitment(job.salt)
         self._commitment.request(job.body)

@@ -10,7 +10,7 @@ from cocoon.endpoints import ENDPOINTS, Endpoint
 from cocoon.errors import MalformedError
 from cocoon.openai import FieldError, ModelRequest, PromptTerms
 from cocoon.sealed import OpenedRequest, SealedRequest, UnopenableError
-from cocoon.sealed_answer import FRAME_BYTES_MAX, PAD_BYTES, AnswerSealer
+from cocoon.sealed_answer import DATA_BYTES_MAX, AnswerSealer
 from cocoon.sealed_trailer import AnswerTrailer
 from cocoon.splice import members
 from cocoon.ticket import Ticket
@@ -22,7 +22,6 @@ from workers.agent.refusals import Refusal, RefusedError
 COALESCE_S = 0.02
 """Frames of an answer are at least this far apart: one frame for each token would tell the token's length."""
 REFUSED = "refused"
-_DATA_BYTES_MAX = FRAME_BYTES_MAX - PAD_BYTES
 _PROMPTS = {endpoint.prompt for endpoint in ENDPOINTS}
 """The members that hold prompts: a body that has another one as well could be read as two requests."""
 
@@ -137,7 +136,7 @@ class SealedAnswer:
         self._due_at = self._clock.monotonic() + COALESCE_S
         parts = [] if self._begun else [self._sealer.prelude]
         self._begun = True
-        parts += [self._sealer.frame(whole[at : at + _DATA_BYTES_MAX]) for at in range(0, len(whole), _DATA_BYTES_MAX)]
+        parts += [self._sealer.frame(whole[at : at + DATA_BYTES_MAX]) for at in range(0, len(whole), DATA_BYTES_MAX)]
         return b"".join(parts)
 
     def end(self, trailer: AnswerTrailer) -> bytes:

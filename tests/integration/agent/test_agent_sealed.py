@@ -1,18 +1,21 @@
 """A real agent process and sealed jobs: what it opens, what it refuses, and what it answers."""
 
+import asyncio
 import uuid
 from typing import Any
 
 import msgspec
 import pytest
 
+from cocoon import hop
 from cocoon.errors import MalformedError
 from cocoon.receipt import Commitment
 from cocoon.sealed import CONTENT_TYPE, UnopenableError, parse_request
+from cocoon.sealed_answer import AnswerOpener
 from cocoon.ticket import Ticket
 from cocoon.usage import TokenUsage
 from tests.integration.agent.fake_engine import FakeEngine, Script
-from tests.integration.agent.fake_gateway import Answer, Peer, check_receipt
+from tests.integration.agent.fake_gateway import Answer, Peer, check_receipt, until
 from tests.sealed_client import SealedCall
 
 CHAT: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 64}
@@ -55,6 +58,23 @@ async def test_a_sealed_answer_opens_with_its_receipt(peer: Peer, engine: FakeEn
     assert check_receipt(peer, answer, ticket)["seal"] == "sealed"
     assert engine.requests[-1].body["messages"] == body["messages"]
     assert "x-cocoon-salt" not in answer.headers
+
+
+async def test_a_pause_of_the_engine_holds_nothing_back(peer: Peer, engine: FakeEngine) -> None:
+    """A token right behind the first frame waits for its time, and is sent then, though the engine says no more."""
+    engine.script = Script(interval_s=60)
+    call = _call(peer)
+    ticket = peer.ticket(b"", request_digest=call.sent.digest, job_id=call.job_id, max_prompt=100)
+    opener = AnswerOpener(digest=call.sent.digest, secrets=call.sent.secrets)
+    reader, seen = hop.FrameReader(), b""
+    async with asyncio.timeout(20), peer.connected() as connection:
+        connection.send(peer.request(call.sent.raw, peer.sealed(ticket), content_type=CONTENT_TYPE))
+        await connection.head()
+        while b"Hello" not in seen:
+            for kind, payload in reader.feed(await connection.read()):
+                if kind is hop.FrameKind.DATA:
+                    seen += b"".join(opener.feed(payload))
+    await until(lambda: engine.requests[-1].ended == "aborted")
 
 
 async def test_a_job_runs_once_at_a_worker_whatever_tickets_there_are(peer: Peer) -> None:
@@ -165,3 +185,15 @@ async def test_a_receipt_is_for_one_request_and_one_answer(peer: Peer) -> None:
     opened.trailer = other.trailer
     with pytest.raises(MalformedError, match="another request"):
         opened.receipt()
+
+
+async def test_no_client_chooses_whose_prompts_its_own_are_compared_with(peer: Peer, engine: FakeEngine) -> None:
+    for body in ({**STREAM, "cache_salt": "mine"}, {**STREAM, "cache_salt": "mine"}, STREAM, STREAM):
+        await _post(peer, _call(peer, body))
+    for tenant in ("one", "one", "two"):
+        await peer.chat({**STREAM, "cache_salt": "mine"}, {"x_cocoon_tenant": tenant})
+    salts = [seen.body["cache_salt"] for seen in engine.requests]
+    assert salts[0] == salts[1]
+    assert salts[4] == salts[5]
+    assert len({salts[0], *salts[2:5], salts[6]}) == 5
+    assert "mine" not in salts

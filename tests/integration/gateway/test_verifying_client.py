@@ -57,6 +57,29 @@ async def test_an_openai_client_asks_workers_that_it_verified(attested: Stack, t
     await attested.until_true(lambda: attested.rows(query, kept.receipt_id), bool)
 
 
+async def test_completions_and_embeddings_are_sealed_too(stack: Stack, tmp_path: Path) -> None:
+    stack.endpoints = ["chat", "completions", "embeddings"]
+    await stack.start_gateway(upstream=False, **policy_environment(tmp_path))
+    await stack.start_worker("one", stack.engine, **worker_environment())
+    async with client_of(stack, trust(tmp_path)) as client:
+        one = await client.completions.create(model=MODEL, prompt="hello", max_tokens=9)
+        await client.completions.create(model=MODEL, prompt=["hello", "there"], max_tokens=9)
+        bounded = await client.completions.create(model=MODEL, prompt="hello")
+        stream = [
+            chunk.choices[0].text
+            async for chunk in await client.completions.create(model=MODEL, prompt="hello", stream=True)
+            if chunk.choices
+        ]
+        vectors = await client.embeddings.create(model=MODEL, input=["a", "b"], encoding_format="float")
+        kept = client.cocoon.newest
+
+    assert one.choices[0].text == "".join(stream) == bounded.choices[0].text
+    assert len(vectors.data) == 2
+    assert kept is not None
+    assert kept.endpoint == "embeddings"
+    assert all(b"hello" in request.body or b'"a"' in request.body for request in stack.engine.requests)
+
+
 async def test_the_synchronous_client_does_the_same(attested: Stack, tmp_path: Path) -> None:
     import asyncio
 

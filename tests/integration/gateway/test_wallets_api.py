@@ -328,8 +328,10 @@ def test_a_challenge_that_was_altered_or_is_another_networks_is_refused() -> Non
     foreign, _ = Challenges(bytes(31) + b"\x01", clock, system_random()).make()
     # Every other character at the end: its unused bits must not make a second spelling of one challenge.
     spellings = [payload[:-1] + other for other in string.ascii_letters + string.digits + "-_=" if other != payload[-1]]
-    for position in range(len(payload)):
-        spellings.append(payload[:position] + ("A" if payload[position] != "A" else "B") + payload[position + 1 :])
+    spellings += [
+        payload[:position] + ("A" if payload[position] != "A" else "B") + payload[position + 1 :]
+        for position in range(len(payload))
+    ]
     for altered in spellings:
         with pytest.raises(ChallengeRefusedError):
             challenges.seconds_left(altered)

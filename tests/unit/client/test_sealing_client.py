@@ -12,11 +12,13 @@ import openai
 import pytest
 
 from attestation.evidence import Evidence
+from cocoon.errors import MalformedError
 from cocoon.sealed import SealedHeader, key_tag, parse_request
 from cocoon_client import AsyncOpenAI, OpenAI
 from cocoon_client.errors import (
     AnswerRefusedError,
     AttestationUnavailableError,
+    BundleUnavailableError,
     DowngradeError,
     NotSealableError,
     NotTrustedError,
@@ -160,6 +162,53 @@ def test_a_stream_that_is_left_closes_the_connection() -> None:
         next(iter(stream))
     assert gateway.closed == 1
     assert client.cocoon.newest is None
+
+
+def test_an_answer_can_be_verified_by_its_own_client() -> None:
+    gateway = FakeGateway()
+    http = SealingClient(gateway.trust(), transport=gateway, asking=lambda: gateway)
+    with OpenAI(base_url=BASE_URL, api_key=API_KEY, http_client=http) as client:
+        with pytest.raises(BundleUnavailableError, match="no answer yet"):
+            client.verify()
+        client.chat.completions.create(**ASKED)
+        kept = client.cocoon.newest
+        assert kept is not None
+        with pytest.raises(BundleUnavailableError):
+            client.verify(wait_s=0)
+        gateway.bundle(kept)
+        report = client.verify()
+        gateway.bundle(kept)
+        again = client.verify(kept.receipt_id)
+
+    assert report.holds, report.in_words()
+    assert report.step("log consistency").outcome == "not shown"
+    assert again.step("log consistency").outcome == "held"
+
+
+async def test_and_by_an_asynchronous_one() -> None:
+    gateway = FakeGateway()
+    http = AsyncSealingClient(gateway.trust(), transport=gateway, asking=lambda: gateway)
+    async with AsyncOpenAI(base_url=BASE_URL, api_key=API_KEY, http_client=http) as client:
+        await client.chat.completions.create(**ASKED)
+        assert client.cocoon.newest is not None
+        gateway.bundle(client.cocoon.newest)
+        assert (await client.verify()).holds
+
+
+def test_a_gateway_that_shows_another_receipt_than_it_was_asked_for_is_found_out() -> None:
+    gateway = FakeGateway()
+    http = SealingClient(gateway.trust(), transport=gateway, asking=lambda: gateway)
+    with OpenAI(base_url=BASE_URL, api_key=API_KEY, http_client=http) as client:
+        client.chat.completions.create(**ASKED)
+        first = client.cocoon.newest
+        client.chat.completions.create(**ASKED)
+        second = client.cocoon.newest
+        assert first is not None
+        assert second is not None
+        gateway.bundle(first)
+        gateway.bundles[second.receipt_id] = gateway.bundles[first.receipt_id]
+        with pytest.raises(MalformedError, match="another receipt"):
+            client.verify()
 
 
 # Attacks

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -333,3 +334,45 @@ def test_the_report_is_json_for_programs() -> None:
     read = msgspec.json.decode(report.encode())
     assert (read["holds"], read["simulated"], [step["name"] for step in read["steps"]]) == (True, True, NAMES)
     assert httpx.Response(200, content=report.encode()).json() == read
+
+
+def flipped(raw: bytes, at: int) -> bytes:
+    return raw[:at] + bytes((raw[at] ^ 0x10,)) + raw[at + 1 :]
+
+
+BUNDLED = ("head", "signature", "body", "ticket", "keyset")
+KEPT = (
+    "salt", "request", "answer", "sealed_header", "rolling", "nonce", "evidence", "endorsements", "ticket", "head",
+    "body", "signature",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("part", BUNDLED)
+def test_no_bit_of_a_bundle_can_be_changed(part: str) -> None:
+    raw = getattr(scene().bundle, part)
+    for at in random.Random(part).sample(range(len(raw)), 12):
+        assert not scene().report(**{part: flipped(raw, at)}).holds, at
+
+
+@pytest.mark.parametrize("part", KEPT)
+def test_no_bit_of_what_was_kept_can_be_changed(part: str) -> None:
+    raw = getattr(scene().opening, part)
+    seldom = part == "endorsements"  # it holds documents that are not needed for a TDX quote
+    # The event that reports usage is in no commitment: the signed head has the counts.
+    end = raw.rindex(b"data: {") if part == "answer" else len(raw)
+    for at in random.Random(part).sample(range(end), 12):
+        report = scene().report(opening=scene().opened(**{part: flipped(raw, at)}))
+        assert seldom or not report.holds, at
+
+
+@pytest.mark.parametrize("seconds", [0, 2**53 - 1])
+def test_an_impossible_time_is_a_failure_and_no_crash(seconds: int) -> None:
+    assert not scene().report(opening=scene().opened(judged_at=seconds)).holds
+
+
+def test_a_receipt_that_is_not_in_the_log_yet_says_what_was_promised() -> None:
+    leaf = msgspec.structs.replace(Countersignature.decode(scene().bundle.countersigned.leaf), include_by=4_000_000_000)
+    batch, (proof,) = scene().gateway.operator.signed([leaf.encode()])
+    shown = msgspec.structs.replace(scene().bundle.countersigned, leaf=leaf.encode(), signed=Batched(batch, proof))
+    step = scene().report(countersigned=shown, log=None).step("log inclusion")
+    assert (step.outcome, "2096-10-02" in step.sentence) == ("not shown", True)

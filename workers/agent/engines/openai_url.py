@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server, attached by URL: only what every such server understands."""
+"""Any OpenAI-compatible server, attached by URL: only what all of them understand, or overlook (`cache_salt`)."""
 
 import asyncio
 

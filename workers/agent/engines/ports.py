@@ -55,7 +55,10 @@ class Dialect(msgspec.Struct, frozen=True):
 
 
 class EngineCall(msgspec.Struct, frozen=True):
-    """One job for an engine. `completion_max` is per choice; `rid` names the job in the engine."""
+    """One job for an engine. `completion_max` is per choice; `rid` names the job in the engine.
+
+    What two jobs have in common may be taken from a cache only where their `cache_salt` is the same.
+    """
 
     body: bytes
     endpoint: Endpoint
@@ -63,6 +66,7 @@ class EngineCall(msgspec.Struct, frozen=True):
     completion_max: int
     rid: str
     traceparent: str | None
+    cache_salt: str = ""
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -19,9 +19,11 @@ def engine_body(call: EngineCall, extra: Mapping[str, bytes | None], *, continuo
     """
     body = call.body
     model = msgspec.json.encode(call.request.model)
+    salt = msgspec.json.encode(call.cache_salt)
     if isinstance(call.request, EmbeddingRequest):
         texts = msgspec.json.encode(call.request.input)
-        return with_members(body, {"model": model, "input": texts, "stream": None, "stream_options": None, **extra})
+        fixed: dict[str, bytes | None] = {"stream": None, "stream_options": None, "cache_salt": salt}
+        return with_members(body, {"model": model, "input": texts, **fixed, **extra})
     options: dict[str, bytes | None] = {"include_usage": _TRUE}
     if continuous_usage:
         options["continuous_usage_stats"] = _TRUE
@@ -32,6 +34,7 @@ def engine_body(call: EngineCall, extra: Mapping[str, bytes | None], *, continuo
         "max_completion_tokens": None,
         "model": model,
         "n": b"%d" % call.request.copies,
+        "cache_salt": salt,
         **extra,
     }
     if isinstance(call.request, CompletionRequest):

@@ -108,6 +108,8 @@ class XLlamaCppEngine:
         extra: dict[str, bytes | None] = dict.fromkeys(_REMOVED)
         if call.endpoint is not EMBEDDINGS:
             extra["return_progress"] = extra["timings_per_token"] = b"true"
+        # llama.cpp keeps no caches apart: what one request left in a slot would speed up whoever guesses it.
+        extra["cache_prompt"], extra["cache_salt"] = b"false", None
         headers = [] if call.traceparent is None else [(b"traceparent", call.traceparent.encode())]
         return await wire.post_stream(call.endpoint.path, engine_body(call, extra), headers)
 

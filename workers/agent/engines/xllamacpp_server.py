@@ -44,6 +44,10 @@ def main() -> None:
     params.n_batch = params.n_ubatch = config.batch_tokens
     params.cpuparams.n_threads = config.threads
     params.cpuparams_batch.n_threads = config.threads
+    # Nothing of a prompt outlives its request: caches are not kept apart by whose they are.
+    params.cache_prompt = False
+    params.cache_ram_mib = 0
+    params.cache_idle_slots = False
     if config.pooling is not None:
         params.embedding = True
     if config.pooling == "last":
