@@ -12,13 +12,15 @@ from types import MappingProxyType
 import msgspec
 
 from cocoon.money import Price
+from cocoon.openai import NO_MEDIA
 
 
 class ModelTerms(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a model besides its price; all in tokens.
 
     `default_max_completion` applies when a request names no maximum. A prompt's bound is its bytes plus
-    `template_tokens_per_message` a message plus `base_tokens` (PROTOCOL §2).
+    `template_tokens_per_message` a message plus `base_tokens` plus, for each content part that is not text, its type's
+    `media_max`; a type that is not there counts as the whole context (PROTOCOL §2).
     """
 
     model: str
@@ -26,6 +28,7 @@ class ModelTerms(msgspec.Struct, frozen=True, kw_only=True):
     default_max_completion: int = 4096
     template_tokens_per_message: int = 16
     base_tokens: int = 64
+    media_max: Mapping[str, int] = NO_MEDIA
 
 
 class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +48,7 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     template_tokens_per_message: int
     base_tokens: int
     price: Price
+    media_max: Mapping[str, int] = NO_MEDIA
 
 
 class PriceBook:
@@ -101,6 +105,7 @@ def price_book(
             default_max_completion=model.default_max_completion,
             template_tokens_per_message=model.template_tokens_per_message,
             base_tokens=model.base_tokens,
+            media_max=model.media_max,
             price=prices[model.model],
         )
         for model in terms

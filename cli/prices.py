@@ -1,6 +1,7 @@
 """`cocoon prices`: what models cost, cost, and will cost."""
 
 import datetime as dt
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,11 @@ from billing.pricing import ModelTerms, PriceVersion, effective, scheduled
 from cli.amounts import TON
 from cli.database import run_on_pool
 from cocoon.money import BASIS_POINTS, CUSTOMER_BPS_MAX, NUMERATOR_PER_NANO, Price, decimal_units
+from cocoon.openai import TEXT_PARTS
 
 _MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+_PART_TYPE = re.compile(r"[a-z_]{1,32}")
+_PART_TOKENS = re.compile(r"[0-9]{1,9}")
 _TOKENS = click.IntRange(min=1, max=2**31 - 1)
 
 
@@ -31,6 +35,18 @@ def _numbers(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _media(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, int]:
+    """`TYPE=TOKENS` by type."""
+    media: dict[str, int] = {}
+    for text in given:
+        kind, equals, tokens = text.partition("=")
+        known = bool(equals) and _PART_TYPE.fullmatch(kind) is not None and kind not in TEXT_PARTS
+        if not known or _PART_TOKENS.fullmatch(tokens) is None:
+            raise click.BadParameter(f"{text!r} is not TYPE=TOKENS, with a content part's type that is not text")
+        media[kind] = int(tokens)
+    return media
+
+
 @click.group()
 def command() -> None:
     """Show and set prices, in TON per million tokens.
@@ -44,15 +60,23 @@ def command() -> None:
 @click.option("--context", type=_TOKENS, required=True, help="Tokens of one request.")
 @_numbers
 @click.option("--max-completion", type=_TOKENS, default=4096, show_default=True)
+@click.option(
+    "--media",
+    "media",
+    multiple=True,
+    metavar="TYPE=TOKENS",
+    callback=_media,
+    help="The most tokens of one content part of this type, such as image_url=1500; others count as the context.",
+)
 @click.option("--effective", type=_MOMENT, help="From when (UTC); now when left out.")
 def set_command(
     model: str, context: int, prompt: int, completion: int, cached: int | None, share_bps: int, max_completion: int,
-    effective: dt.datetime | None,
+    media: dict[str, int], effective: dt.datetime | None,
 ) -> None:  # fmt: skip
     """Offer MODEL at a new price version; requests in flight keep theirs."""
 
     async def work(pool: Pool) -> PriceVersion:
-        terms = ModelTerms(model=model, context_tokens=context, default_max_completion=max_completion)
+        terms = ModelTerms(model=model, context_tokens=context, default_max_completion=max_completion, media_max=media)
         await set_model(pool, terms)
         return await _add(pool, model, prompt, completion, cached, share_bps, effective)
 
@@ -81,6 +105,8 @@ def show(model: str) -> None:
     if known is None:
         raise click.ClickException(f"there is no model {model!r}")
     click.echo(f"{model}: context {known.context_tokens}, completion {known.default_max_completion} when not asked")
+    for kind, tokens in sorted(known.media_max.items()):
+        click.echo(f"{kind}: at most {tokens} tokens each")
     own = [version for version in versions if version.model == model]
     current = effective(own, at).get(model)
     click.echo("no price in force: not offered" if current is None else f"now v{current.version}: {_shown(current)}")

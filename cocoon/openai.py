@@ -4,6 +4,8 @@ Requests keep their bytes; these types only look. Unknown fields are tolerated e
 business); fields we act on must have the right type. `cocoon.endpoints` says which request belongs to which path.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
@@ -13,6 +15,8 @@ from cocoon.errors import MalformedError
 MAX_CHOICES = 16
 """Largest `n`."""
 MESSAGES_MAX = 100_000
+TEXT_PARTS = frozenset({"text", "refusal"})
+NO_MEDIA: Mapping[str, int] = MappingProxyType({})
 NanoLimit = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -80,11 +84,15 @@ class FieldError(MalformedError):
 
 
 class PromptTerms(msgspec.Struct, frozen=True):
-    """What a model adds to the tokens of a prompt, and the most that it takes, all in tokens."""
+    """What a model adds to the tokens of a prompt, and the most that it takes, all in tokens.
+
+    `media` is the most that one content part of a type becomes; any other that is not text is as long as the context.
+    """
 
     context: int
     base: int
     per_message: int
+    media: Mapping[str, int] = NO_MEDIA
 
 
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,10 +173,9 @@ class ChatRequest(ModelRequest, frozen=True, kw_only=True):
         return max(one, other)
 
     def prompt_max(self, body_bytes: int, terms: PromptTerms) -> int:
-        """Bytes bound tokens; what is not text counts as the whole context (PROTOCOL §2)."""
-        if self._has_media():
-            return terms.context
-        return min(terms.context, body_bytes + terms.per_message * len(self.messages) + terms.base)
+        """Bytes bound tokens; what is not text counts as much as the model's terms say of it (PROTOCOL §2)."""
+        media = self._media_max(terms)
+        return min(terms.context, body_bytes + terms.per_message * len(self.messages) + terms.base + media)
 
     def check(self) -> None:
         """Messages there, maxima and `n` in their ranges."""
@@ -181,11 +188,12 @@ class ChatRequest(ModelRequest, frozen=True, kw_only=True):
         require_positive("max_completion_tokens", self.max_completion_tokens)
         require_choices("n", self.copies)
 
-    def _has_media(self) -> bool:
-        """Whether anything but text is in the prompt. Unreadable content counts as media: the bound must hold."""
+    def _media_max(self, terms: PromptTerms) -> int:
+        """Tokens of all that is not text; what the terms do not know counts as the whole context."""
+        total = 0
         for message in self.messages:
             if message.has_attachments:
-                return True
+                return terms.context
             content = bytes(message.content)
             if content[:1] not in {b'"', b"n"}:
                 try:
@@ -195,9 +203,10 @@ class ChatRequest(ModelRequest, frozen=True, kw_only=True):
                         "content must be a string or an array of parts with a type.",
                         param="messages", reason="invalid_type",
                     ) from error  # fmt: skip
-                if any(part.type not in {"text", "refusal"} for part in parts):
-                    return True
-        return False
+                for part in parts:
+                    if part.type not in TEXT_PARTS:
+                        total += terms.media.get(part.type, terms.context)
+        return total
 
 
 def require_positive(name: str, value: int | None) -> None:

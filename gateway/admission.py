@@ -111,9 +111,8 @@ def bound(request: ModelRequest, body: bytes, offer: ModelOffer) -> Bounds:
         asked = request.completion_default or offer.default_max_completion
     choices = request.choices
     try:
-        prompt = request.prompt_max(
-            len(body), PromptTerms(context, offer.base_tokens, offer.template_tokens_per_message)
-        )
+        terms = PromptTerms(context, offer.base_tokens, offer.template_tokens_per_message, offer.media_max)
+        prompt = request.prompt_max(len(body), terms)
     except FieldError as error:
         raise _invalid(error) from None
     return Bounds(prompt=prompt, completion=min(asked, context) * choices, choices=choices)

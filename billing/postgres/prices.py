@@ -2,6 +2,8 @@
 
 import datetime as dt
 
+import msgspec
+
 from billing.ports import RecordRefusedError
 from billing.postgres.multipliers import read_multipliers
 from billing.postgres.pool import Pool, acquired, transaction
@@ -9,6 +11,7 @@ from billing.postgres.statements import load_statements
 from billing.pricing import ModelTerms, PriceBook, PriceVersion, price_book
 from cocoon.money import Asset, Price
 
+_media_decoder = msgspec.json.Decoder(dict[str, int])
 _SQL = load_statements("prices.sql")
 
 
@@ -37,6 +40,7 @@ async def list_prices(pool: Pool) -> tuple[list[ModelTerms], list[PriceVersion],
             default_max_completion=row["default_max_completion"],
             template_tokens_per_message=row["template_tokens_per_message"],
             base_tokens=row["base_tokens"],
+            media_max=_media_decoder.decode(row["media_max"]),
         )
         for row in models
     ]
@@ -68,6 +72,7 @@ async def set_model(pool: Pool, terms: ModelTerms) -> None:
             terms.default_max_completion,
             terms.template_tokens_per_message,
             terms.base_tokens,
+            msgspec.json.encode(dict(terms.media_max)).decode(),
         )
 
 

@@ -6,7 +6,8 @@ SELECT
     context_tokens,
     default_max_completion,
     template_tokens_per_message,
-    base_tokens
+    base_tokens,
+    media_max
 FROM models
 ORDER BY id;
 
@@ -29,14 +30,15 @@ ORDER BY model, version;
 SELECT NOW() AS at;
 
 -- name: put_model
-INSERT INTO models (id, context_tokens, default_max_completion, template_tokens_per_message, base_tokens)
-VALUES ($1, $2, $3, $4, $5)
+INSERT INTO models (id, context_tokens, default_max_completion, template_tokens_per_message, base_tokens, media_max)
+VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (id) DO UPDATE
     SET
         context_tokens = excluded.context_tokens,
         default_max_completion = excluded.default_max_completion,
         template_tokens_per_message = excluded.template_tokens_per_message,
-        base_tokens = excluded.base_tokens;
+        base_tokens = excluded.base_tokens,
+        media_max = excluded.media_max;
 
 -- name: lock_model
 -- Versions of one model are numbered one after the other.

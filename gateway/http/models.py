@@ -46,6 +46,7 @@ def _shown(offer: ModelOffer, registry: Registry) -> dict[str, Any]:
         "created": 0,
         "owned_by": "cocoon",
         "context_length": offer.context_tokens,
+        "media_max": dict(offer.media_max),
         "endpoints": list(registry.endpoints(offer.model)),
         "workers": sum(tee_types.values()),
         "tee_types": tee_types,

@@ -73,6 +73,16 @@ async def test_the_price_in_force_is_the_last_to_take_effect(pool: Pool) -> None
     assert [version.price.version for version in versions] == [1, 2]
 
 
+async def test_what_media_count_for_is_kept_with_the_model(pool: Pool) -> None:
+    await set_model(pool, ModelTerms(model="m", context_tokens=2048, media_max={"image_url": 700, "input_audio": 90}))
+    await set_price(pool, "m", prompt=10, cached=1, completion=20, share_bps=9_000)
+    offer = (await load_price_book(pool)).offer("m")
+    assert offer is not None
+    assert offer.media_max == {"image_url": 700, "input_audio": 90}
+    await set_model(pool, ModelTerms(model="m", context_tokens=2048))
+    assert (await list_prices(pool))[0][0].media_max == {}
+
+
 async def test_prices_set_at_once_get_versions_of_their_own(pool: Pool) -> None:
     await set_model(pool, ModelTerms(model="m", context_tokens=2048))
     added = await asyncio.gather(

@@ -2,6 +2,7 @@ import json
 import random
 import uuid
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,3 +160,33 @@ async def _admit_and_check(balance: int, asked: int | None, n: int) -> None:
     assert granted.completion % n == 0
     if asked is not None:
         assert granted.completion == asked * n
+
+
+PARTS = {"text": 0, "image_url": 700, "input_audio": 90, "video_url": None}
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(sorted(PARTS)), min_size=1, max_size=4), min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_media_count_for_what_the_model_says_and_the_unknown_for_the_whole_context(
+    messages: list[list[str]], attached: bool
+) -> None:
+    known = {name: tokens for name, tokens in PARTS.items() if tokens}
+    offer = msgspec.structs.replace(OFFER, media_max=known)
+    given_messages: list[dict[str, object]] = [
+        {"role": "user", "content": [{"type": kind, kind: "x"} for kind in kinds]} for kinds in messages
+    ]
+    if attached:
+        given_messages[-1]["images"] = ["x"]
+    body = chat(messages=given_messages)
+    kinds = [kind for message in messages for kind in message]
+    bytes_and_template = len(body) + 16 * len(messages) + 64
+    if attached or "video_url" in kinds:
+        expected = 4096
+    else:
+        expected = min(4096, bytes_and_template + sum(known.get(kind, 0) for kind in kinds))
+    assert bound(parse_request(CHAT, body), body, offer).prompt == expected
+    # Without terms, as before.
+    without = bound(parse_request(CHAT, body), body, OFFER).prompt
+    assert without == (min(4096, bytes_and_template) if not attached and set(kinds) == {"text"} else 4096)
