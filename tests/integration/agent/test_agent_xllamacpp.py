@@ -27,6 +27,8 @@ pytest.importorskip("xllamacpp")
 MODEL = "smollm2"
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Count to fifty."}], "seed": 1}
 LONG = {**CHAT, "messages": [{"role": "user", "content": "word " * 3000}]}
+FREED_S = 15.0
+"""A prompt that ran on would keep the engine for twenty seconds on an idle machine; a busy one slows both alike."""
 ENGINE = {
     "COCOON_ENGINE": "xllamacpp", "COCOON_SERVED_MODEL": MODEL, "COCOON_ENGINE_THREADS": "1",
     "COCOON_WORKER_CAPACITY": "2",
@@ -152,7 +154,7 @@ async def test_a_real_model_completes_texts_and_embeds_them_beside_chat(launch: 
     assert (await peer.chat({**CHAT, "max_tokens": 2})).trailer.usage.completion == 2
 
 
-async def test_leaving_frees_the_engine_within_a_second_in_decode_and_prefill(launch: Launch) -> None:
+async def test_leaving_frees_the_engine_in_decode_and_prefill(launch: Launch) -> None:
     # One slot: whatever still ran would keep the next job waiting, for twenty seconds in the case of the prefill.
     _, peer = await _start(launch, COCOON_WORKER_CAPACITY="1")
     for body, frame in ((CHAT, hop.FrameKind.DATA), (LONG, hop.FrameKind.PROGRESS)):
@@ -160,11 +162,11 @@ async def test_leaving_frees_the_engine_within_a_second_in_decode_and_prefill(la
             {**body, "stream": True, "max_tokens": 900, "ignore_eos": True}, max_completion=900
         ) as job:
             await job.until_frame(frame)
-        assert await peer.until_idle(1.0) < 1.0
+        await peer.until_idle(FREED_S)
         began = time.monotonic()
         quick = await peer.chat({**CHAT, "stream": True, "max_tokens": 1})
         assert quick.status == 200
-        assert time.monotonic() - began < 1.5, frame
+        assert time.monotonic() - began < FREED_S, frame
     # Another prompt than the stream's: that one may be in the prefix cache.
     other = {**CHAT, "messages": [{"role": "user", "content": "other " * 3000}], "max_tokens": 900}
     async with peer.begun(other, max_completion=900):
@@ -172,10 +174,10 @@ async def test_leaving_frees_the_engine_within_a_second_in_decode_and_prefill(la
         async with asyncio.timeout(10):
             while not (await peer.health())["running"]:
                 pass
-    await peer.until_idle(1.0)
+    await peer.until_idle(FREED_S)
     began = time.monotonic()
     assert (await peer.chat({**CHAT, "stream": True, "max_tokens": 1})).status == 200
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < FREED_S
 
 
 async def test_the_engine_comes_back_after_a_crash_and_dies_with_the_agent(launch: Launch) -> None:
