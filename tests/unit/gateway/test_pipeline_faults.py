@@ -106,7 +106,8 @@ async def test_silence_at_any_await_of_the_relay_ends_by_itself(shape: str) -> N
             async with no_task_left():
                 walk = await walked({index: Blow.STALL}, **SHAPES[shape], **times)
             check(walk)
-            at = walk.steps.names[index]
+            # A slow machine may be out of time before it gets there.
+            at = walk.steps.names[index] if index < len(walk.steps.names) else "open"
             if at in {"open", "next"}:
                 assert [type(error) for error in walk.client.errors] == [AnswerTimeoutError], at
                 assert walk.spent == 0
