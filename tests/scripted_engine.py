@@ -2,6 +2,7 @@
 
 The last message's content may be a JSON script; anything else means the defaults:
 `{"tokens": 5, "first_s": 0, "interval_s": 0, "die_after": null, "status": 200, "retry_after": null, "split": false}`.
+Who dies after some tokens dies `interval_s` after the last: leave time enough for that one to have been relayed.
 It speaks HTTP/1.1 by hand, because the faults are below what a server library lets one do.
 """
 

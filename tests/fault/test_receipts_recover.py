@@ -131,7 +131,7 @@ async def test_what_the_gateway_settled_is_acknowledged_and_nothing_more(stack: 
         for stream in (True, False):
             assert (await client.post(PATH, json=chat(stream=stream))).status_code == 200
         broken = await client.post(
-            PATH, json=chat(stream=True, script={"tokens": 9, "die_after": 4, "interval_s": 0.05})
+            PATH, json=chat(stream=True, script={"tokens": 9, "die_after": 4, "interval_s": 0.25})
         )
         assert "[DONE]" not in events_of(broken.text)
     await stack.usage(3)

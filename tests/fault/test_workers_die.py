@@ -87,7 +87,7 @@ async def test_an_engine_dying_mid_stream_behind_a_living_agent_is_the_same(stac
     await stack.start_worker("worker-1", stack.engine)
     async with stack.client() as client:
         answer = await client.post(
-            PATH, json=chat(stream=True, script={"tokens": 10, "die_after": 4, "interval_s": 0.05})
+            PATH, json=chat(stream=True, script={"tokens": 10, "die_after": 4, "interval_s": 0.25})
         )
     events = events_of(answer.text)
     assert "[DONE]" not in events

@@ -140,7 +140,7 @@ async def test_engine_errors_become_openai_errors(
 
 
 async def test_an_engine_that_dies_mid_stream_yields_a_failure_and_no_end_mark(peer: Peer, engine: FakeEngine) -> None:
-    engine.script = Script(die_after=2, interval_s=0.01)
+    engine.script = Script(die_after=2, interval_s=0.25)
     raw = msgspec.json.encode(STREAM)
     ticket = peer.ticket(raw)
     answer = await peer.post(raw, peer.sealed(ticket))

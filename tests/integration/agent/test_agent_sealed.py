@@ -162,7 +162,7 @@ async def test_the_engines_own_words_are_sealed_and_the_agents_are_not(peer: Pee
 
 
 async def test_an_answer_that_breaks_has_no_last_frame(peer: Peer, engine: FakeEngine) -> None:
-    engine.script = Script(die_after=2, interval_s=0.03)
+    engine.script = Script(die_after=2, interval_s=0.25)
     call = _call(peer)
     answer, _ = await _post(peer, call)
     assert answer.trailer.failure == "engine_failed"

@@ -133,7 +133,7 @@ async def test_refusals_that_cost_nothing_are_not_remembered(gateway: Stack) -> 
     assert (await post(gateway, chat(), api_key=poor)).status_code == 402
     assert (await post(gateway, {**chat(), "model": "nobody"})).status_code == 404
     assert (await post(gateway, chat(script={"status": 400}))).status_code == 400
-    broken = await post(gateway, chat(stream=True, script={"tokens": 9, "die_after": 4, "interval_s": 0.02}))
+    broken = await post(gateway, chat(stream=True, script={"tokens": 9, "die_after": 4, "interval_s": 0.25}))
     assert "[DONE]" not in events_of(broken.text)
     await gateway.until_true(lambda: gateway.rows("SELECT 1 FROM idempotency_claims"), lambda rows: not rows)
     assert (await post(gateway, chat())).status_code == 200

@@ -135,7 +135,9 @@ async def test_a_client_that_leaves_a_completion_pays_for_what_came_and_one_that
         [row] = await agent.usage()
         assert row["outcome"] == "client_gone"
         assert 4 <= row["completion_tokens"] <= agent.engine.requests[-1].sent_tokens
-        broken = await client.post(COMPLETIONS, json=text({"tokens": 9, "die_after": 3}, stream=True))
+        broken = await client.post(
+            COMPLETIONS, json=text({"tokens": 9, "die_after": 3, "interval_s": 0.25}, stream=True)
+        )
         events = events_of(broken.text)
         assert "[DONE]" not in events
         assert events[-1]["error"]["code"] == "worker_failed"

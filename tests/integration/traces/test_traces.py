@@ -161,7 +161,7 @@ async def test_refusals_end_where_they_were_decided(stack: Stack, collector: Col
 async def test_an_answer_that_breaks_is_an_error_on_both_sides(stack: Stack, collector: Collector) -> None:
     await start(stack, collector.endpoint, agent=True)
     trace_id = new_trace()
-    answer = await ask(stack, trace_id, chat(stream=True, script={"tokens": 9, "interval_s": 0.02, "die_after": 4}))
+    answer = await ask(stack, trace_id, chat(stream=True, script={"tokens": 9, "interval_s": 0.25, "die_after": 4}))
     assert "[DONE]" not in answer.text
     spans = await trace_of(collector, trace_id, f"chat {MODEL}", *STEPS, "agent job", "engine")
     root = spans[f"chat {MODEL}"]
@@ -209,7 +209,7 @@ async def test_no_prompt_no_answer_and_no_key_is_exported(stack: Stack, collecto
     scripts: list[tuple[bool, int, dict[str, Any]]] = [
         (True, 200, {"text": COMPLETION}),
         (False, 200, {"text": COMPLETION}),
-        (True, 200, {"text": COMPLETION, "die_after": 2, "interval_s": 0.02}),
+        (True, 200, {"text": COMPLETION, "die_after": 2, "interval_s": 0.25}),
         (False, 502, {"text": COMPLETION, "die_after": 0}),
         (False, 400, {"status": 400, "body": {"error": {"message": f"bad {PROMPT}", "type": "x"}}}),
         (True, 400, {"status": 400, "body": {"error": {"message": f"bad {PROMPT}", "type": "x", "code": PROMPT}}}),
