@@ -15,7 +15,7 @@ from gateway.redis.slices import RedisSlices
 from gateway.slices import SliceStore
 from tests.limit_values import Caller, a_limiter, a_principal
 
-POLL_S_MAX = 10.0
+POLL_S_MAX = 60.0
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -44,17 +44,30 @@ class Key(Caller):
             await self.acquire(tokens_estimate)
         return caught.value
 
-    async def acquire_in_time(self, tokens_estimate: int = 0) -> float:
-        """Seconds until a request passes."""
-        start = time.monotonic()
-        while time.monotonic() - start < POLL_S_MAX:
+    async def acquire_in_time(self, tokens_estimate: int = 0) -> None:
+        """Until a request passes, waiting as refusals say."""
+        deadline = time.monotonic() + POLL_S_MAX
+        while time.monotonic() < deadline:
             try:
                 await self.acquire(tokens_estimate)
             except RateLimitedError as error:
                 await asyncio.sleep(min(error.retry_after_s, POLL_S_MAX))
             else:
-                return time.monotonic() - start
+                return
         pytest.fail("no request passed in time")
+
+    async def spend_all(self) -> tuple[float, float]:
+        """Acquire until refused; when that refusal was asked for (monotonic seconds), and the wait that it named.
+
+        A minute's worth is not counted off: a slow machine is given more, because the bucket refills meanwhile.
+        """
+        deadline = time.monotonic() + POLL_S_MAX
+        while (before := time.monotonic()) < deadline:
+            try:
+                await self.acquire()
+            except RateLimitedError as error:
+                return before, error.retry_after_s
+        pytest.fail("no request was refused")
 
 
 async def test_a_minutes_worth_of_requests_passes_at_once_and_then_no_more(limiter: SlicedLimiter) -> None:
@@ -73,14 +86,12 @@ async def test_a_minutes_worth_of_requests_passes_at_once_and_then_no_more(limit
 
 async def test_a_request_passes_after_the_time_that_the_refusal_named(limiter: SlicedLimiter) -> None:
     key = Key(limiter, requests_per_min=60)
-    for _ in range(60):
-        await key.acquire()
-    told = (await key.refused()).retry_after_s
+    before, told = await key.spend_all()
 
-    waited = await key.acquire_in_time()
+    await key.acquire_in_time()
 
     assert 0 < told <= 1.0
-    assert waited >= told * 0.9
+    assert time.monotonic() - before >= told * 0.9
 
 
 async def test_keys_do_not_share_limits(limiter: SlicedLimiter) -> None:
