@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: dev install check lint types layers fast explore test test-faults bench bench-ledger bench-limits bench-attestation bench-log bench-sealed lock clean
+.PHONY: dev install check lint types layers fast explore test test-faults bench bench-ledger bench-limits bench-attestation bench-log bench-sealed lock contracts clean
 
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev
@@ -84,5 +84,11 @@ lock:
 	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml \
 		--extra gateway --extra worker --extra llama --extra dev -c requirements.lock -o requirements-dev.lock
 
+contracts: contracts/node_modules/.package-lock.json  ## compiles contracts/src into cocoon/contracts/code (Node.js 20 or newer)
+	cd contracts && node build.mjs
+
+contracts/node_modules/.package-lock.json: contracts/package-lock.json
+	cd contracts && npm ci --ignore-scripts --no-audit --no-fund
+
 clean:
-	rm -rf $(VENV) .venv-bench .cocoon tests/clients/npm/node_modules
+	rm -rf $(VENV) .venv-bench .cocoon tests/clients/npm/node_modules contracts/node_modules

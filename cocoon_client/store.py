@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -113,9 +114,9 @@ def read_proof(path: Path) -> Proof:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that its owner alone can read, whole or not at all."""
+    """Write a file that its owner alone can read, whole or not at all, whoever else writes it at the same time."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)

@@ -1,6 +1,7 @@
 """The client's folder: whose it is, what it remembers of logs, and what altered files do."""
 
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from cocoon_client import store as store_module
 from cocoon_client.openai import SealingClient
 from cocoon_client.opening import Opening
 from cocoon_client.receipts import remember
-from cocoon_client.store import Store, read_proof
+from cocoon_client.store import Store, read_proof, write_private
 from cocoon_client.verification.log import Growth
 from cocoon_client.verification.proof import Proof
 from cocoon_client.verification.walk import verify
@@ -78,3 +79,18 @@ def test_a_checkpoint_is_remembered_only_when_it_is_joined_to_the_one_before(tmp
     proof = gateway.log.tree.consistency(first.bundle.log.size)
     remember(store, trust, later, verify(later, trust, Growth(seen, proof)))
     assert store.seen(key) == later.bundle.log.checkpoint
+
+
+def test_threads_that_write_the_same_file_do_not_mix_what_they_write(tmp_path: Path) -> None:
+    path = tmp_path / "note"
+    notes = [letter * 200_000 for letter in (b"a", b"b")]
+
+    def write(note: bytes) -> None:
+        for _ in range(50):
+            write_private(path, note)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(write, notes))
+
+    assert path.read_bytes() in notes
+    assert list(tmp_path.iterdir()) == [path]
