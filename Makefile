@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger bench-limits bench-attestation bench-log bench-sealed lock clean
+.PHONY: dev install check lint types layers fast explore test test-faults bench bench-ledger bench-limits bench-attestation bench-log bench-sealed lock contracts clean
 
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev
@@ -40,6 +40,9 @@ layers: $(STAMP)
 
 fast: $(STAMP)           ## tests that need no server
 	$(BIN)/pytest -q -n 2 tests/unit tests/property/fast tests/house
+
+explore: $(STAMP)        ## property tests on examples of their own, other ones in every run
+	$(BIN)/pytest -q --hypothesis-profile=explore tests/unit tests/property
 
 check: lint types layers fast
 
@@ -81,5 +84,11 @@ lock:
 	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml \
 		--extra gateway --extra worker --extra llama --extra dev -c requirements.lock -o requirements-dev.lock
 
+contracts: contracts/node_modules/.package-lock.json  ## compiles contracts/src into cocoon/contracts/code (Node.js 20 or newer)
+	cd contracts && node build.mjs
+
+contracts/node_modules/.package-lock.json: contracts/package-lock.json
+	cd contracts && npm ci --ignore-scripts --no-audit --no-fund
+
 clean:
-	rm -rf $(VENV) .venv-bench .cocoon tests/clients/npm/node_modules
+	rm -rf $(VENV) .venv-bench .cocoon tests/clients/npm/node_modules contracts/node_modules

