@@ -7,11 +7,11 @@ who shows the state init of an address shows the key of a wallet that was never 
 
 import base64
 import functools
-import re
 from typing import ClassVar, Literal
 
 import msgspec
 
+from cocoon.addresses import Address
 from cocoon.cells import Cell, cell_of, read_boc, write_boc
 from cocoon.errors import CocoonError, MalformedError
 
@@ -23,7 +23,6 @@ _KEY_BITS = 256
 _STATE_INIT_BITS = 5
 _CODE_AND_DATA = 0b00110
 """No split depth, not special, code, data, no library."""
-_ADDRESS = re.compile(r"(0|-1):([0-9a-fA-F]{64})")
 _W5_CLIENT_CONTEXT = 1 << 31
 """A W5 client's context of workchain, version and subwallet 0; XOR the network, it is the wallet id."""
 
@@ -64,28 +63,6 @@ class UnknownWalletError(WalletError):
     """The state init is not that of a wallet v3r2, v4r2 or v5r1 (wallet code unknown)."""
 
     code: ClassVar[str] = "wallet_code_unknown"
-
-
-class Address(msgspec.Struct, frozen=True):
-    """An account of TON."""
-
-    workchain: int
-    account: bytes
-
-    def __str__(self) -> str:
-        return f"{self.workchain}:{self.account.hex()}"
-
-    @staticmethod
-    def parse(text: str) -> "Address":
-        """An address in its raw form, `0:` and 64 hexadecimal digits.
-
-        Raises:
-            MalformedError: another form, or another workchain than 0 and -1.
-        """
-        found = _ADDRESS.fullmatch(text)
-        if found is None:
-            raise MalformedError("an address is its workchain (0 or -1), a colon and 64 hexadecimal digits")
-        return Address(int(found[1]), bytes.fromhex(found[2]))
 
 
 class WalletForm(msgspec.Struct, frozen=True):
