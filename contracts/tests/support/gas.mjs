@@ -27,14 +27,18 @@ export class GasLog {
         this.seen[operation] = Math.max(this.seen[operation] ?? 0, Number(gas));
     }
 
+    /** @returns {Record<string, number>} */
+    committed() {
+        return JSON.parse(readFileSync(this.path, 'utf8'));
+    }
+
     /** Compares all that was noted with what is committed, both ways. */
     check() {
         const sorted = Object.fromEntries(Object.entries(this.seen).sort(([a], [b]) => (a < b ? -1 : 1)));
         if (process.env['CONTRACTS_WRITE'] === '1') {
             writeFileSync(this.path, `${JSON.stringify(sorted, null, 2)}\n`);
         }
-        /** @type {Record<string, number>} */
-        const committed = JSON.parse(readFileSync(this.path, 'utf8'));
+        const committed = this.committed();
         assert.deepEqual(Object.keys(sorted), Object.keys(committed));
         for (const [operation, gas] of Object.entries(committed)) {
             const now = sorted[operation] ?? 0;
