@@ -1,10 +1,10 @@
 """How much may be charged to a customer whose credit comes from escrows (PROTOCOL §6). Pure.
 
 A deposit is credit in the books, but the operator is paid only what vouchers say. So beside the balance there is a
-ceiling: for an escrow with a session key, what its client has signed and `unsigned_max` more; for a delegated one, what
-was settled and what the client's allowance lets the operator take; never more than was deposited. Charges go to escrows
-in the order in which those were registered (`billing.escrows.attribute`), so that credit of another kind is touched only
-when every escrow is used up. A customer without an escrow has no ceiling.
+ceiling: for an escrow with a session key, what its client has signed and `unsigned_max` more; for a delegated one,
+what was settled and what the client's allowance lets the operator take; never more than was deposited. Charges go to
+escrows in the order in which those were registered (`billing.escrows.attribute`), so that credit of another kind is
+touched only when every escrow is used up. A customer without an escrow has no ceiling.
 
 Whoever promises credit (`billing.postgres.leases`, `billing.memory_leases`) asks under the customer's account lock:
 `charged + leased + recovery + grant <= ceiling`.

@@ -37,12 +37,12 @@ from cocoon.money import Amount
 
 
 class _Customer(msgspec.Struct):
-    """`attributed` of what was spent is in the escrows' own amounts."""
+    """`before` was spent when there was no escrow."""
 
     available: int = 0
     spent: int = 0
     numerator: int = 0
-    attributed: int = 0
+    before: int = 0
     escrows: tuple[EscrowCredit, ...] = ()
     unsigned_max: int = 0
 
@@ -128,17 +128,18 @@ class InMemoryLeases:
         return lease.answer
 
     def set_escrows(self, customer_id: uuid.UUID, unsigned_max_nano: int, *escrows: EscrowCredit) -> None:
-        """What the customer's credit comes from, the oldest first; what it has spent so far is none of theirs."""
+        """What the customer's credit comes from, the oldest first; what it had spent before is none of theirs."""
         customer = self._customers[customer_id]
+        if not customer.escrows:
+            customer.before = customer.spent
         customer.escrows, customer.unsigned_max = escrows, unsigned_max_nano
-        customer.attributed = customer.spent - sum(escrow.charged_nano for escrow in escrows)
 
     def _promised(self, customer_id: uuid.UUID) -> int:
         return sum(lease.amount for lease in self._leases.values() if lease.customer_id == customer_id)
 
     def _ceiling(self, customer: _Customer, customer_id: uuid.UUID) -> Ceiling:
         charged = sum(escrow.charged_nano for escrow in customer.escrows)
-        unattributed = customer.spent - customer.attributed - charged
+        unattributed = customer.spent - customer.before - charged
         left = sum(escrow.deposited_nano for escrow in customer.escrows) - charged - unattributed
         return ceiling(
             customer.escrows,

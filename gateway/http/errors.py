@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple, cast
 
 from audit.errors import EnvelopeTooLongError, LogUnavailableError, NotLoggedError
+from billing.ceilings import VoucherRequiredError
 from billing.ports import InsufficientCreditError, LedgerUnavailableError, TransferConflictError
 from billing.postgres.adjustments import TransferTimeError
 from cocoon import openai
@@ -167,7 +168,14 @@ def error_answer(error: CocoonError) -> ErrorAnswer:
     param = error.param if isinstance(error, InvalidRequestError) else None
     code = (error.reason if isinstance(error, InvalidRequestError) else None) or error.code
     message = PUBLIC_MESSAGES.get(known, str(error))
-    return ErrorAnswer(status, headers, openai.error_json(message, kind, param=param, code=code))
+    details: dict[str, str | int] = {}
+    if isinstance(error, VoucherRequiredError):
+        demand = error.demand
+        details = {
+            "escrow": demand.escrow, "epoch": demand.epoch, "cumulative": demand.cumulative_nano,
+            "usage_root": demand.usage_root.hex(),
+        }  # fmt: skip
+    return ErrorAnswer(status, headers, openai.error_json(message, kind, param=param, code=code, details=details))
 
 
 def _passed_on(error: UpstreamRefusedError) -> ErrorAnswer:
