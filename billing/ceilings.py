@@ -123,6 +123,17 @@ class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
         return AllowanceExhaustedError(min(RETRY_S_MAX, max(1, wait_s)))
 
 
+class Withheld(msgspec.Struct, frozen=True, kw_only=True):
+    """What a ceiling did not grant, though the balance had it."""
+
+    ceiling: Ceiling
+    lacking_nano: int
+
+    def error(self) -> InsufficientCreditError:
+        """For one request: a new one each time, as raised errors are not shared."""
+        return self.ceiling.refusal(self.lacking_nano)
+
+
 def ceiling(
     escrows: Sequence[EscrowCredit], *, unattributed_nano: int, other_nano: int, unsigned_max_nano: int,
     usage_root: bytes = bytes(32),

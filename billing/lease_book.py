@@ -5,7 +5,6 @@ holder's clock, measured from *before* a request was sent, so that the holder al
 """
 
 import asyncio
-import copy
 import datetime as dt
 import uuid
 from collections import deque
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from billing.ceilings import Withheld
 from billing.lease_store import CHANGES_MAX, LeaseAnswer, LeaseChange, LeaseLostError
 from billing.ports import BillingError, Hold, HoldRequest, InsufficientCreditError, LedgerUnavailableError
 from cocoon.money import Asset
@@ -359,15 +359,14 @@ class LeaseBook:
         if purse.lease is lease:
             purse.lease = None
 
-    def _refuse(self, purse: Purse, asked: float, withheld: InsufficientCreditError | None) -> None:
+    def _refuse(self, purse: Purse, asked: float, withheld: Withheld | None) -> None:
         left: deque[Waiting] = deque()
         for waiting in purse.waiting:
             if waiting.arrived > asked:
                 left.append(waiting)
             elif not waiting.answer.done():
-                # Each its own: a raised error is not shared between requests.
                 lacking = InsufficientCreditError(f"{waiting.request.amount_min} needed")
-                waiting.answer.set_exception(copy.copy(withheld) if withheld is not None else lacking)
+                waiting.answer.set_exception(lacking if withheld is None else withheld.error())
         purse.waiting = left
 
     def refuse_waiting(self, error: BillingError) -> None:

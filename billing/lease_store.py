@@ -11,7 +11,8 @@ from typing import ClassVar, Protocol
 
 import msgspec
 
-from billing.ports import Balance, BillingError, InsufficientCreditError, Posted, Settlement
+from billing.ceilings import Withheld
+from billing.ports import Balance, BillingError, Posted, Settlement
 from cocoon.money import Amount, Asset
 
 CHANGES_MAX = 500
@@ -80,7 +81,7 @@ class LeaseAnswer(msgspec.Struct, frozen=True, kw_only=True):
     delta_nano: int
     short: bool = False
     alone: bool = False
-    withheld: InsufficientCreditError | None = None
+    withheld: Withheld | None = None
 
 
 class JournalRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from billing import ledger
-from billing.ceilings import Ceiling, EscrowCredit, ceiling
+from billing.ceilings import Ceiling, EscrowCredit, Withheld, ceiling
 from billing.lease_store import (
     JournalRow,
     LeaseActiveError,
@@ -25,7 +25,6 @@ from billing.ports import (
     Balance,
     BillingError,
     HoldClosedError,
-    InsufficientCreditError,
     Posted,
     Settlement,
     TransferConflictError,
@@ -102,9 +101,10 @@ class InMemoryLeases:
             spendable = min(spendable, room.room_nano - self._promised(change.customer_id))
         grant = lease_grant(spendable + change.give_back_nano, change)
         short = grant < change.need_min_nano
-        withheld: InsufficientCreditError | None = None
+        withheld: Withheld | None = None
         if short and room is not None and customer.available + change.give_back_nano >= change.need_min_nano:
-            withheld = room.refusal(change.need_min_nano - change.give_back_nano - spendable)
+            lacking = change.need_min_nano - change.give_back_nano - spendable
+            withheld = Withheld(ceiling=room, lacking_nano=lacking)
         if lease is None:
             if short:
                 return LeaseAnswer(fence=0, delta_nano=0, short=True, alone=self._alone(change), withheld=withheld)

@@ -4,8 +4,7 @@ import uuid
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from billing.ceilings import Ceiling, EscrowCredit, ceiling
-from billing.ports import InsufficientCreditError
+from billing.ceilings import Ceiling, EscrowCredit, Withheld, ceiling
 from billing.postgres.pool import Connection, Record
 from billing.postgres.statements import load_statements
 from cocoon.money import Asset
@@ -19,9 +18,9 @@ class Room(NamedTuple):
     ceiling: Ceiling
     nano: int
 
-    def refusal(self, needed_nano: int) -> InsufficientCreditError:
+    def withheld(self, needed_nano: int) -> Withheld:
         """Why `needed_nano` are not there."""
-        return self.ceiling.refusal(needed_nano - self.nano)
+        return Withheld(ceiling=self.ceiling, lacking_nano=needed_nano - self.nano)
 
 
 async def read_rooms(connection: Connection, customers: Iterable[uuid.UUID]) -> dict[tuple[uuid.UUID, Asset], Room]:

@@ -37,7 +37,7 @@ class _Purse(msgspec.Struct):
             return ledger.grant(self.available, request)
         room = max(0, self.room.nano - self.granted)
         if self.available >= request.amount_min.nano > room:
-            raise self.room.refusal(request.amount_min.nano + self.granted)
+            raise self.room.withheld(request.amount_min.nano + self.granted).error()
         return ledger.grant(min(self.available, room), request)
 
 

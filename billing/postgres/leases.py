@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from billing.ceilings import Withheld
 from billing.lease_store import (
     CHANGES_MAX,
     ROWS_MAX,
@@ -20,7 +21,6 @@ from billing.lease_store import (
 from billing.ledger import AccountKind
 from billing.ports import (
     BillingError,
-    InsufficientCreditError,
     LedgerUnavailableError,
     Posted,
     RecordRefusedError,
@@ -161,11 +161,11 @@ class _Purse(msgspec.Struct):
         self.available -= delta
         self.granted += delta
 
-    def withheld(self, change: LeaseChange) -> InsufficientCreditError | None:
+    def withheld(self, change: LeaseChange) -> Withheld | None:
         """Why a change is short, if not for want of balance."""
         if self.room is None or self.available + change.give_back_nano < change.need_min_nano:
             return None
-        return self.room.refusal(change.need_min_nano + self.granted - change.give_back_nano)
+        return self.room.withheld(change.need_min_nano + self.granted - change.give_back_nano)
 
 
 class _Decided(NamedTuple):

@@ -5,6 +5,7 @@ from typing import NamedTuple, cast
 
 from audit.errors import EnvelopeTooLongError, LogUnavailableError, NotLoggedError
 from billing.ceilings import VoucherRequiredError
+from billing.escrows import EscrowConflictError, StaleVoucherError, UnknownEscrowError
 from billing.ports import InsufficientCreditError, LedgerUnavailableError, TransferConflictError
 from billing.postgres.adjustments import TransferTimeError
 from cocoon import openai
@@ -88,6 +89,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     EndpointUnsupportedError: (404, "invalid_request_error"),
     NotLoggedError: (404, "invalid_request_error"),
     ReceiptUnknownError: (404, "invalid_request_error"),
+    UnknownEscrowError: (404, "invalid_request_error"),
     OrganisationUnknownError: (404, "invalid_request_error"),
     ProjectUnknownError: (404, "invalid_request_error"),
     KeyUnknownError: (404, "invalid_request_error"),
@@ -96,6 +98,8 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     ProjectNeededError: (409, "invalid_request_error"),
     KeyNameTakenError: (409, "invalid_request_error"),
     TransferConflictError: (409, "invalid_request_error"),
+    EscrowConflictError: (409, "invalid_request_error"),
+    StaleVoucherError: (409, "invalid_request_error"),
     BodyTimeoutError: (408, "invalid_request_error"),
     IdempotencyConflictError: (409, "invalid_request_error"),
     InFlightError: (409, "invalid_request_error"),
