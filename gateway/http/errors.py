@@ -172,14 +172,17 @@ def error_answer(error: CocoonError) -> ErrorAnswer:
     param = error.param if isinstance(error, InvalidRequestError) else None
     code = (error.reason if isinstance(error, InvalidRequestError) else None) or error.code
     message = PUBLIC_MESSAGES.get(known, str(error))
-    details: dict[str, str | int] = {}
-    if isinstance(error, VoucherRequiredError):
-        demand = error.demand
-        details = {
-            "escrow": demand.escrow, "epoch": demand.epoch, "cumulative": demand.cumulative_nano,
-            "usage_root": demand.usage_root.hex(),
-        }  # fmt: skip
+    details = _demand(error) if isinstance(error, VoucherRequiredError) else None
     return ErrorAnswer(status, headers, openai.error_json(message, kind, param=param, code=code, details=details))
+
+
+def _demand(error: VoucherRequiredError) -> dict[str, str | int]:
+    """What the client has to sign (PROTOCOL §6)."""
+    demand = error.demand
+    return {
+        "escrow": demand.escrow, "epoch": demand.epoch, "cumulative": demand.cumulative_nano,
+        "usage_root": demand.usage_root.hex(),
+    }  # fmt: skip
 
 
 def _passed_on(error: UpstreamRefusedError) -> ErrorAnswer:
