@@ -59,7 +59,7 @@ def _strategy(name: str, hint: object) -> st.SearchStrategy[object]:
     if isinstance(hint, type) and issubclass(hint, (escrow.EscrowPhase, escrow.Signer, stake.StakePhase)):
         return st.sampled_from(list(hint))
     simple: dict[object, st.SearchStrategy[object]] = {
-        Address: ADDRESSES, Cell: CELLS, Cell | None: st.none() | CELLS,
+        Address: ADDRESSES, Cell: CELLS, Cell | None: st.none() | CELLS, bool: st.booleans(),
         stake.EvidenceKind: st.sampled_from(list(stake.EvidenceKind)),
     }  # fmt: skip
     return simple[hint]
@@ -192,8 +192,8 @@ def test_a_pending_root_pays_when_it_is_due() -> None:
     data = payout.PayoutData(1_000, 0, 0, roots, first.anchor, config)
 
     assert data.fee_max_nano == 50
-    assert data.active_root(999) == (1, b"\x01" * 32, 10)
-    assert data.active_root(1_000) == (2, b"\x02" * 32, 20)
+    assert data.active_root(1_059) == (1, b"\x01" * 32, 10)
+    assert data.active_root(1_060) == (2, b"\x02" * 32, 20)
 
 
 def test_a_body_says_what_it_is_and_a_bounced_one_what_it_was() -> None:
