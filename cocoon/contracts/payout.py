@@ -40,7 +40,7 @@ class PayoutConfig(Record, frozen=True):
 
 
 class Roots(Record, frozen=True):
-    """The epoch that pays and the one that waits since `pending_at`; `pending_epoch` 0 is none."""
+    """The epoch that pays and the one that pays from `pending_at` on; `pending_epoch` 0 is none."""
 
     LAYOUT = (uint(32), HASH, COINS, uint(32), HASH, COINS, TIME)
 
@@ -91,7 +91,7 @@ class PayoutData(Record, frozen=True):
     def active_root(self, now: int) -> tuple[int, bytes, int]:
         """Epoch, root and total that claims are checked with at `now`: a waiting root that is due counts."""
         roots = self.roots
-        if roots.pending_epoch and now >= roots.pending_at + self.config.delay_s:
+        if roots.pending_epoch and now >= roots.pending_at:
             return roots.pending_epoch, roots.pending_root, roots.pending_total_nano
         return roots.epoch, roots.root, roots.total_nano
 
