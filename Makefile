@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: dev install check lint types layers fast test test-faults bench bench-ledger bench-limits bench-attestation bench-log bench-sealed lock contracts clean
+.PHONY: dev install check lint types layers fast explore test test-faults bench bench-ledger bench-limits bench-attestation bench-log bench-sealed lock contracts clean
 
 dev: $(STAMP)            ## the whole network on one machine, until Ctrl-C
 	@$(BIN)/cocoon dev
@@ -40,6 +40,9 @@ layers: $(STAMP)
 
 fast: $(STAMP)           ## tests that need no server
 	$(BIN)/pytest -q -n 2 tests/unit tests/property/fast tests/house
+
+explore: $(STAMP)        ## property tests on examples of their own, other ones in every run
+	$(BIN)/pytest -q --hypothesis-profile=explore tests/unit tests/property
 
 check: lint types layers fast
 

@@ -48,7 +48,7 @@ _DERIVED_VERSION = 8
 
 
 class AccountKind(enum.StrEnum):
-    """The chart of accounts, as far as requests move money."""
+    """The chart of accounts, as far as requests and the chain move money (`billing.escrows`)."""
 
     CUSTOMER_AVAILABLE = "customer_available"
     CUSTOMER_LEASED = "customer_leased"
@@ -58,6 +58,9 @@ class AccountKind(enum.StrEnum):
     ROUNDING = "rounding"
     SUSPENSE = "suspense"
     OPERATOR_LOSS = "operator_loss"
+    ESCROW_ASSET = "escrow_asset"
+    PAYOUT_ASSET = "payout_asset"
+    PAYOUT_IN_FLIGHT = "payout_in_flight"
 
 
 class Phase(enum.StrEnum):
@@ -84,6 +87,13 @@ class Code(enum.StrEnum):
     REVERSAL = "reversal"
     RECOVERED = "recovered"
     LOSS = "loss"
+    SETTLE = "settle"
+    REFUND = "refund"
+    FORGONE = "forgone"
+    CLAIM = "claim"
+    PAID = "paid"
+    RETURNED = "returned"
+    WITHDRAWAL = "withdrawal"
 
 
 class Numerators(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,6 +244,11 @@ def lease_transfer_id(lease_id: uuid.UUID, version: int, phase: Phase) -> uuid.U
     kind = "pending" if phase is Phase.PENDING else "single" if phase is Phase.SINGLE else "end"
     raw = hashlib.sha256(b"lease " + kind.encode() + lease_id.bytes + version.to_bytes(8, "big")).digest()
     return _versioned(int.from_bytes(raw[:16], "big"), _DERIVED_VERSION)
+
+
+def derived_id(digest: bytes) -> uuid.UUID:
+    """A transfer's id from the SHA-256 of what it is for."""
+    return _versioned(int.from_bytes(digest[:16], "big"), _DERIVED_VERSION)
 
 
 def _versioned(value: int, version: int) -> uuid.UUID:

@@ -5,7 +5,11 @@ import msgspec
 from billing.postgres.pool import Connection, translated
 from billing.postgres.statements import load_statements
 
-CHECKS = {**load_statements("check.sql"), **load_statements("check_prices.sql")}
+CHECKS = {
+    name: statement
+    for file_name in ("check.sql", "check_prices.sql", "check_settlement.sql")
+    for name, statement in load_statements(file_name).items()
+}
 """Invariant name -> the statement that returns what breaks it."""
 CHECK_S_MAX = 1800.0
 """Each reads every row there is: months of them, beside the network's own work."""

@@ -536,7 +536,7 @@ WITH crossed AS (
         ON
             accounts.id IN (transfers.credit_account_id, transfers.debit_account_id)
             AND accounts.kind IN ('customer_available', 'customer_leased', 'lease_recovery')
-    WHERE transfers.code IN ('deposit', 'credit', 'reversal', 'loss') AND transfers.phase = 'single'
+    WHERE transfers.code IN ('deposit', 'credit', 'reversal', 'loss', 'refund') AND transfers.phase = 'single'
     GROUP BY accounts.owner, accounts.asset
 ),
 

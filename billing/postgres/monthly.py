@@ -16,6 +16,7 @@ from cocoon.money import Amount, Asset
 
 _SQL = load_statements("monthly.sql")
 _MONTHS = 12
+_TAKEN_BACK = frozenset({Code.REVERSAL, Code.REFUND})
 
 
 class ModelCharge(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +32,8 @@ class ModelCharge(msgspec.Struct, frozen=True, kw_only=True):
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True):
     """One customer's month; `first_day` is its first UTC day.
+
+    `reversals` are deposits that were taken back, refunds of closed escrows included.
 
     `closing` is `opening` + `deposits` - `reversals` + `credits` + `borne` - the charges, to the nano. `borne` is what
     the network paid of recovered charges that the customer could no longer cover.
@@ -82,7 +85,7 @@ async def read_statement(pool: Pool, customer_id: uuid.UUID, first_day: dt.date,
         first_day=first_day,
         opening=Amount(opening, asset),
         deposits=Amount(within.get(Code.DEPOSIT, 0), asset),
-        reversals=Amount(within.get(Code.REVERSAL, 0), asset),
+        reversals=Amount(sum(within.get(code, 0) for code in _TAKEN_BACK), asset),
         credits=Amount(within.get(Code.CREDIT, 0), asset),
         borne=Amount(within.get(Code.LOSS, 0), asset),
         charges=charges,
@@ -91,4 +94,4 @@ async def read_statement(pool: Pool, customer_id: uuid.UUID, first_day: dt.date,
 
 
 def _net(sums: dict[Code, int]) -> int:
-    return sum(-nano if code is Code.REVERSAL else nano for code, nano in sums.items())
+    return sum(-nano if code in _TAKEN_BACK else nano for code, nano in sums.items())

@@ -16,7 +16,7 @@ crossed AS (
         amount
     FROM transfers
     WHERE
-        code IN ('deposit', 'credit', 'reversal', 'loss')
+        code IN ('deposit', 'credit', 'reversal', 'loss', 'refund')
         AND day < $4 AND phase = 'single' AND credit_account_id IN (SELECT mine.id FROM mine)
     UNION ALL
     SELECT
@@ -25,7 +25,7 @@ crossed AS (
         amount
     FROM transfers
     WHERE
-        code IN ('deposit', 'credit', 'reversal', 'loss')
+        code IN ('deposit', 'credit', 'reversal', 'loss', 'refund')
         AND day < $4 AND phase = 'single' AND debit_account_id IN (SELECT mine.id FROM mine)
 )
 

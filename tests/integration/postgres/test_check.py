@@ -9,6 +9,7 @@ from billing.ledger import Code
 from billing.postgres.account import Accounts
 from billing.postgres.adjustments import Adjustment, post_adjustment
 from billing.postgres.check import CHECKS, broken_invariants
+from billing.postgres.escrows import Escrows
 from billing.postgres.leases import PostgresLeases
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Connection, Pool, acquired
@@ -21,8 +22,27 @@ from gateway.recovery import verify
 from tests.lease_store_conformance import change, row
 from tests.ledger_values import hold_request, job_id, settlement
 from tests.receipt_values import GLOBAL_ID, SECRET, Signer
+from tests.settlement_values import seen, terms
 
 WITHOUT_TRIGGERS = "SET session_replication_role = replica; "
+EPOCH_OF_ONE = """
+WITH payee AS (
+    INSERT INTO payees (id, wallet) VALUES (gen_random_uuid(), '0:' || repeat('a', 64)) RETURNING id
+), epoch AS (
+    INSERT INTO epochs (epoch, root, total_nano, earned_nano) VALUES (1, sha256(''), 7, 7) RETURNING epoch
+), paying AS (
+    UPDATE accounts SET debits_posted = debits_posted + 7
+    WHERE id = (SELECT id FROM accounts WHERE kind = 'worker_payable' AND credits_posted >= 7 LIMIT 1) RETURNING id
+), flight AS (
+    INSERT INTO accounts (kind, owner, asset, credits_posted)
+    SELECT 'payout_in_flight', id, 'TON', 7 FROM payee RETURNING id
+), moved AS (
+    INSERT INTO transfers (day, id, phase, code, debit_account_id, credit_account_id, amount)
+    SELECT (now() AT TIME ZONE 'utc')::date, gen_random_uuid(), 'single', 'claim', paying.id, flight.id, 7
+    FROM paying, flight
+)
+INSERT INTO epoch_leaves (epoch, payee_id, cumulative_nano) SELECT epoch, id, 7 FROM epoch, payee
+"""
 TAMPERINGS = {
     "debits_equal_credits": "UPDATE accounts SET credits_posted = credits_posted + 1 WHERE kind = 'customer_available'",
     "counters_equal_transfers": "UPDATE accounts SET credits_pending = credits_pending + 1 WHERE kind = 'rounding'",
@@ -50,6 +70,13 @@ TAMPERINGS = {
         "INSERT INTO prices (model, version, prompt_nano_per_mtok, cached_nano_per_mtok, completion_nano_per_mtok, "
         "share_bps, effective_from) VALUES ('smollm2', 1, 400000000, 40000000, 1600000000, 9500, now())"
     ),
+    "escrows_equal_accounts": "UPDATE escrows SET deposited_nano = deposited_nano + 1",
+    "movements_equal_transfers": "UPDATE chain_movements SET amount_nano = amount_nano - 1 WHERE kind = 'deposit'",
+    "movements_equal_contracts": "DELETE FROM chain_movements WHERE kind = 'settle'",
+    "payees_equal_accounts": "UPDATE epoch_leaves SET cumulative_nano = cumulative_nano + 1",
+    "payout_equals_account": "UPDATE accounts SET debits_posted = debits_posted + 1 WHERE kind = 'payout_asset'",
+    "epochs_equal_leaves": "UPDATE epochs SET total_nano = total_nano + 1",
+    "escrows_charge_what_was_charged": "UPDATE escrow_customers SET attributed_nano = attributed_nano + 1",
     "nobody_is_off_by_a_nano": "UPDATE accounts SET numerator = numerator + 1000000 WHERE kind = 'customer_leased'",
 }
 
@@ -68,10 +95,20 @@ async def seed_books(pool: Pool) -> None:
         await lease_two(pool, ledger)
     organisation = await Accounts(pool).open_customer(uuid.uuid4(), "Ada")
     await KeyStore(pool, system_random()).create(KeySpec(customer_id=organisation, name="unused"))
+    await settle_one(pool, organisation)
     gift = Adjustment(
         transfer_id=job_id(), customer_id=organisation, code=Code.CREDIT, amount=Amount(5), reason="an outage"
     )
     assert await post_adjustment(pool, gift, actor="test")
+
+
+async def settle_one(pool: Pool, customer: uuid.UUID) -> None:
+    """An escrow that has settled part of its deposit, and an epoch that pays one worker."""
+    escrows = Escrows(pool)
+    escrow = await escrows.register(uuid.uuid4(), customer, terms())
+    await escrows.observe(customer, escrow.terms.address, seen(1, 100, 40))
+    async with acquired(pool) as connection:
+        await connection.execute(EPOCH_OF_ONE)
 
 
 async def lease_two(pool: Pool, ledger: PostgresLedger) -> None:

@@ -299,7 +299,8 @@ def test_a_store_that_forgets_lets_no_more_through_than_a_slice_and_one_for_each
         await walk(network, [move for move in after if move[0] in harmless], dice)
         slices = 2 * PROCESSES + 1
         assert most_above_the_line(network.admitted, limit, costs=False) <= slices * max(1, limit // 20) + 1e-3
-        assert len(network.running) <= limit
+        # One slice in all goes out before the processes have said what they hold, which they keep.
+        assert len(network.running) <= limit + max(1, limit // 20)
         await network.finish()
 
     asyncio.run(run())

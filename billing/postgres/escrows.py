@@ -1,0 +1,272 @@
+"""Escrows and vouchers in Postgres: registration, what the chain showed of them, and charges given to them."""
+
+import uuid
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from billing.escrows import (
+    ESCROWS_PER_CUSTOMER_MAX,
+    Escrow,
+    EscrowConflictError,
+    EscrowSeen,
+    EscrowState,
+    EscrowTerms,
+    Movement,
+    MovementKind,
+    StaleVoucherError,
+    UnknownEscrowError,
+    Voucher,
+    VoucherSigner,
+    attribute,
+    is_old,
+    movements,
+    state_after,
+)
+from billing.ledger import AccountKind
+from billing.ports import UnknownCustomerError
+from billing.postgres.adjustments import open_customer_accounts
+from billing.postgres.entries import SQL as LEDGER_SQL
+from billing.postgres.movements import Leg, Side, lock_accounts, post_movements
+from billing.postgres.pool import Connection, Pool, Record, acquired, transaction
+from billing.postgres.statements import load_statements
+
+PAGE_MAX = 1000
+"""Escrows of one answer."""
+_SQL = load_statements("escrows.sql")
+_PAYOUT = Side(AccountKind.PAYOUT_ASSET)
+_LOSS = Side(AccountKind.OPERATOR_LOSS)
+
+
+class Observed(NamedTuple):
+    """What an observation booked, and the escrow after it. `refund_deferred`: requests may still spend the credit."""
+
+    escrow: Escrow
+    moved: tuple[Movement, ...]
+    refund_deferred: bool = False
+
+
+class Escrows:
+    """Every method is one transaction and raises `LedgerUnavailableError` when the database is away."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def register(self, escrow_id: uuid.UUID, customer_id: uuid.UUID, terms: EscrowTerms) -> Escrow:
+        """Watch an escrow for a customer; the caller has checked code, terms and address.
+
+        Registering it again changes nothing; `escrow_id` is for a new one.
+
+        Raises:
+            UnknownCustomerError: there is no such customer.
+            EscrowConflictError: somebody else has registered it, or the customer has too many unfinished ones.
+        """
+        async with transaction(self._pool) as connection:
+            if await connection.fetchrow(_SQL["lock_customer"], customer_id) is None:
+                raise UnknownCustomerError
+            known = await _find(connection, None, terms.address)
+            if known is not None:
+                return _owned(known, customer_id)
+            if await connection.fetchval(_SQL["count_unfinished"], customer_id) >= ESCROWS_PER_CUSTOMER_MAX:
+                raise EscrowConflictError("too many escrows are not finished")
+            await open_customer_accounts(connection, customer_id)
+            await connection.execute(_SQL["start_attribution"], customer_id)
+            await connection.execute(
+                _SQL["insert_escrow"], escrow_id, customer_id, terms.address, terms.code_hash, terms.config,
+                terms.client, terms.epoch, terms.voucher_key, terms.operator_key, terms.challenge_s,
+                terms.allow_max_nano, terms.allow_rate_nano,
+            )  # fmt: skip
+            made = await _find(connection, None, terms.address)
+            assert made is not None, "it was inserted, or somebody else's was there"
+            return _owned(made, customer_id)
+
+    async def find(self, address: str) -> Escrow | None:
+        """The escrow at an address in its raw form."""
+        async with acquired(self._pool) as connection:
+            return await _find(connection, None, address)
+
+    async def of_customer(self, customer_id: uuid.UUID) -> tuple[Escrow, ...]:
+        """A customer's escrows, the oldest first; closed ones too."""
+        async with acquired(self._pool) as connection:
+            rows = await connection.fetch(_SQL["find_escrows"], customer_id, None, PAGE_MAX)
+        return tuple(read_escrow(row) for row in rows)
+
+    async def watched(self, after: uuid.UUID | None = None, limit: int = PAGE_MAX) -> tuple[Escrow, ...]:
+        """Escrows that can change or have something unfinished, by id, behind `after`."""
+        async with acquired(self._pool) as connection:
+            rows = await connection.fetch(_SQL["watched_escrows"], after or uuid.UUID(int=0), limit)
+        return tuple(read_escrow(row) for row in rows)
+
+    async def observe(self, customer_id: uuid.UUID, address: str, seen: EscrowSeen) -> Observed:
+        """Book what a block showed of an escrow; an older block than the last changes nothing.
+
+        Raises:
+            UnknownEscrowError: no such escrow of this customer.
+            ChainContradictionError: the chain says less than it said before; nothing was booked.
+        """
+        async with transaction(self._pool) as connection:
+            escrow = await _locked(connection, customer_id, address)
+            moved = movements(escrow, seen)
+            if not is_old(escrow, seen):
+                await post_movements(connection, [_leg(escrow, one) for one in moved])
+                await connection.execute(
+                    _SQL["update_seen"], escrow.escrow_id, state_after(escrow, seen).value, seen.deposited_nano,
+                    seen.settled_nano, seen.owed_nano, seen.allow_at_nano, seen.allow_time, seen.close_requested_at,
+                    seen.usage_root, seen.seqno, seen.at,
+                )  # fmt: skip
+            await _attribute(connection, customer_id)
+            escrow = await _locked(connection, customer_id, address)
+            if not escrow.refund_due_nano:
+                return Observed(escrow, moved)
+            refunds = await _refund(connection, escrow, seen.seqno)
+            escrow = await _locked(connection, customer_id, address)
+            return Observed(escrow, (*moved, *refunds), refund_deferred=not refunds)
+
+    async def attribute(self, customer_id: uuid.UUID) -> tuple[Escrow, ...]:
+        """Give the customer's new charges to its escrows; returns all of its escrows after it, by id."""
+        async with transaction(self._pool) as connection:
+            await connection.fetch(_SQL["lock_escrows"], customer_id)
+            await _attribute(connection, customer_id)
+            return await _lock_all(connection, customer_id)
+
+    async def add_voucher(self, escrow_id: uuid.UUID, voucher: Voucher) -> bool:
+        """Keep a voucher whose signature the caller has checked; False when this very one was there.
+
+        Raises:
+            UnknownEscrowError: no such escrow.
+            StaleVoucherError: it does not promise more than the last one of its signer.
+        """
+        async with transaction(self._pool) as connection:
+            if await connection.fetchrow(_SQL["lock_escrow"], escrow_id) is None:
+                raise UnknownEscrowError
+            last = await _last_voucher(connection, escrow_id, voucher.signer)
+            if last is not None and voucher.cumulative_nano <= last.cumulative_nano:
+                if voucher == last:
+                    return False
+                raise StaleVoucherError(f"{last.cumulative_nano} nano are promised already")
+            await connection.execute(
+                _SQL["insert_voucher"], escrow_id, voucher.signer.value, voucher.cumulative_nano, voucher.usage_root,
+                voucher.signature,
+            )  # fmt: skip
+            return True
+
+    async def last_voucher(self, escrow_id: uuid.UUID, signer: VoucherSigner) -> Voucher | None:
+        """The highest voucher of a signer."""
+        async with acquired(self._pool) as connection:
+            return await _last_voucher(connection, escrow_id, signer)
+
+
+def read_escrow(row: Record) -> Escrow:
+    """An escrow from its row."""
+    return Escrow(
+        escrow_id=row["id"],
+        customer_id=row["customer_id"],
+        terms=EscrowTerms(
+            address=row["address"],
+            code_hash=row["code_hash"],
+            config=row["config"],
+            client=row["client"],
+            epoch=row["epoch"],
+            voucher_key=row["voucher_key"],
+            operator_key=row["operator_key"],
+            challenge_s=row["challenge_s"],
+            allow_max_nano=row["allow_max_nano"],
+            allow_rate_nano=row["allow_rate_nano"],
+        ),
+        state=EscrowState(row["state"]),
+        deposited_nano=row["deposited_nano"],
+        settled_nano=row["settled_nano"],
+        owed_nano=row["owed_nano"],
+        refunded_nano=row["refunded_nano"],
+        charged_nano=row["charged_nano"],
+        allow_at_nano=row["allow_at_nano"],
+        allow_time=row["allow_time"],
+        close_requested_at=row["close_requested_at"],
+        usage_root=row["usage_root"],
+        seen_seqno=row["seen_seqno"],
+        seen_at=row["seen_at"],
+    )
+
+
+def _leg(escrow: Escrow, movement: Movement) -> Leg:
+    asset = Side(AccountKind.ESCROW_ASSET, escrow.escrow_id)
+    if movement.kind is MovementKind.DEPOSIT:
+        return Leg(movement, asset, Side(AccountKind.CUSTOMER_AVAILABLE, escrow.customer_id))
+    assert movement.kind is MovementKind.SETTLE, "refunds have their own legs"
+    return Leg(movement, _PAYOUT, asset)
+
+
+async def _refund(connection: Connection, escrow: Escrow, seqno: int) -> tuple[Movement, ...]:
+    """What the closed escrow paid back: from the customer's credit, and what it had spent of it from the operator.
+
+    Nothing is moved while less is there than was paid back and requests may still spend or return some.
+    """
+    customer = Side(AccountKind.CUSTOMER_AVAILABLE, escrow.customer_id)
+    asset = Side(AccountKind.ESCROW_ASSET, escrow.escrow_id)
+    accounts = await lock_accounts(connection, [customer, asset, _LOSS])
+    rows = await connection.fetch(LEDGER_SQL["lock_accounts"], [accounts[customer]], [], [], [])
+    [available] = [int(row["available"]) for row in rows]
+    due = escrow.refund_due_nano
+    if available < due and await connection.fetchval(_SQL["promised"], escrow.customer_id):
+        return ()
+    covered = min(available, due)
+    legs = [
+        Leg(_movement(escrow, kind, nano, seqno), debit, asset)
+        for kind, nano, debit in (
+            (MovementKind.REFUND, covered, customer),
+            (MovementKind.FORGONE, due - covered, _LOSS),
+        )
+        if nano
+    ]
+    await post_movements(connection, legs)
+    await connection.execute(_SQL["add_refunded"], escrow.escrow_id, due)
+    return tuple(leg.movement for leg in legs)
+
+
+def _movement(escrow: Escrow, kind: MovementKind, nano: int, seqno: int) -> Movement:
+    return Movement(
+        subject=escrow.terms.address, kind=kind, cumulative_nano=nano, amount_nano=nano, seqno=seqno
+    )  # an escrow closes once: all of it is the first
+
+
+async def _attribute(connection: Connection, customer_id: uuid.UUID) -> None:
+    cursor = await connection.fetchrow(_SQL["unattributed"], customer_id)
+    if cursor is None or not cursor["unattributed"]:
+        return
+    rows = await connection.fetch(_SQL["find_escrows"], customer_id, None, PAGE_MAX)
+    given = attribute(cursor["unattributed"], [read_escrow(row) for row in rows])
+    await connection.execute(_SQL["add_charged"], list(given), list(given.values()))
+    await connection.execute(_SQL["add_attributed"], customer_id, cursor["unattributed"])
+
+
+async def _lock_all(connection: Connection, customer_id: uuid.UUID) -> tuple[Escrow, ...]:
+    return tuple(read_escrow(row) for row in await connection.fetch(_SQL["lock_escrows"], customer_id))
+
+
+async def _locked(connection: Connection, customer_id: uuid.UUID, address: str) -> Escrow:
+    for escrow in await _lock_all(connection, customer_id):
+        if escrow.terms.address == address:
+            return escrow
+    raise UnknownEscrowError
+
+
+async def _find(connection: Connection, customer_id: uuid.UUID | None, address: str) -> Escrow | None:
+    rows: Sequence[Record] = await connection.fetch(_SQL["find_escrows"], customer_id, address, 1)
+    return read_escrow(rows[0]) if rows else None
+
+
+async def _last_voucher(connection: Connection, escrow_id: uuid.UUID, signer: VoucherSigner) -> Voucher | None:
+    row = await connection.fetchrow(_SQL["last_voucher"], escrow_id, signer.value)
+    if row is None:
+        return None
+    return Voucher(
+        signer=VoucherSigner(row["signer"]),
+        cumulative_nano=row["cumulative_nano"],
+        usage_root=row["usage_root"],
+        signature=row["signature"],
+    )
+
+
+def _owned(escrow: Escrow, customer_id: uuid.UUID) -> Escrow:
+    if escrow.customer_id != customer_id:
+        raise EscrowConflictError("another organisation has registered this escrow")
+    return escrow
