@@ -43,7 +43,7 @@ RETURNING chain_outbox.id;
 -- $3 is the keys in the order of the body's messages.
 UPDATE chain_intents
 SET body_id = $2, place = taken.place, attempts = chain_intents.attempts + 1
-FROM UNNEST($3::text []) WITH ORDINALITY AS taken (key, place)
+FROM UNNEST($3::text[]) WITH ORDINALITY AS taken (key, place)
 WHERE chain_intents.wallet = $1 AND chain_intents.key = taken.key AND chain_intents.body_id IS NULL
 RETURNING chain_intents.id;
 
@@ -60,7 +60,7 @@ RETURNING chain_outbox.id;
 -- name: deliver_intents
 UPDATE chain_intents
 SET delivered_lt = $2, delivered_at = NOW()
-WHERE chain_intents.body_id = $1 AND chain_intents.key = ANY($3::text []);
+WHERE chain_intents.body_id = $1 AND chain_intents.key = ANY($3::text[]);
 
 -- name: release_intents
 UPDATE chain_intents

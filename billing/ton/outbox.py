@@ -14,7 +14,7 @@ Seqno and time are read together, at one proven block.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar, Protocol
 
 import msgspec
@@ -119,13 +119,25 @@ class OutboxStore(Protocol):
         ...
 
 
-class Outbox:
-    """Sends the intents of one wallet. `step` is called again and again by whoever is active."""
+async def _anybody() -> None:
+    """Nobody else can be active."""
 
-    def __init__(self, chain: Chain, store: OutboxStore, wallet: OperatorWallet) -> None:
+
+class Outbox:
+    """Sends the intents of one wallet. `step` is called again and again by whoever is active.
+
+    `require_active` is awaited before a body is stored and before each broadcast; it raises where this process is not
+    the active one any more. The store alone keeps two processes from signing twice: this keeps them from trying.
+    """
+
+    def __init__(
+        self, chain: Chain, store: OutboxStore, wallet: OperatorWallet,
+        require_active: Callable[[], Awaitable[None]] = _anybody,
+    ) -> None:  # fmt: skip
         self._chain = chain
         self._store = store
         self._wallet = wallet
+        self._require_active = require_active
 
     async def step(self) -> bool:
         """Do the next thing; whether there was any, so that the caller may wait before the next step.
@@ -155,6 +167,7 @@ class Outbox:
         batch = _affordable(queued, state.balance_nano)
         valid_until = head.gen_utime + VALID_S
         boc = self._wallet.sign([one.transfer for one in batch], seqno=seqno, valid_until=valid_until)
+        await self._require_active()
         await self._store.keep(seqno=seqno, valid_until=valid_until, boc=boc, keys=[one.key for one in batch])
         _log.info("chain_body_stored", seqno=seqno, messages=len(batch), valid_until=valid_until)
         await self._broadcast(boc, seqno)
@@ -175,6 +188,7 @@ class Outbox:
             await self._broadcast(body.boc, body.seqno)
 
     async def _broadcast(self, boc: bytes, seqno: int) -> None:
+        await self._require_active()
         try:
             await self._chain.send(boc)
         except MessageRefusedError as error:

@@ -304,6 +304,31 @@ async def test_a_seqno_that_somebody_else_used_frees_the_intents() -> None:
     assert len(world.chain.delivered) == 2
 
 
+async def test_who_is_not_active_any_more_neither_stores_nor_sends() -> None:
+    world = World()
+    await world.store.enqueue([intent(1)])
+    allowed = [1]
+
+    async def require_active() -> None:
+        if not allowed:
+            raise Killed
+        allowed.pop()
+
+    wallet = OperatorWallet(KEY, global_id=GLOBAL_ID)
+    outbox = Outbox(world.chain, world.store, wallet, require_active)
+    with pytest.raises(Killed):
+        await outbox.step()
+    assert await world.store.pending() is not None
+    with pytest.raises(Killed):
+        await outbox.step()
+    assert world.chain.sent == []
+    await world.finish()
+    await world.store.enqueue([intent(2)])
+    with pytest.raises(Killed):
+        await outbox.step()
+    assert await world.store.pending() is None
+
+
 async def test_another_contract_at_the_wallets_address_is_refused() -> None:
     world = World()
     world.chain.put(INIT.address, Builder().uint(1, 8).end(), code=Builder().end())
