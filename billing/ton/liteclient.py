@@ -40,8 +40,8 @@ HEADERS_MAX = 256
 _PAGE = 16
 """Most transactions of one answer (TON's own limit)."""
 _BROKEN = (
-    LiteClientError, OSError, EOFError, TimeoutError, AssertionError, AttributeError, IndexError, KeyError, TypeError,
-    ValueError,
+    LiteClientError, OSError, EOFError, TimeoutError, AssertionError, AttributeError, IndexError, KeyError,
+    RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 """How pytoniq fails when a connection does: `AttributeError: 'NoneType'`, among others."""
 _EXTERNAL_FAILED = "external message"
@@ -93,8 +93,7 @@ class _Peer:
         """
         try:
             async with asyncio.timeout(self._answer_s):
-                client = await self._connected()
-                answer: dict[str, Any] = await client.liteserver_request(name, data)
+                answer = await self._answered(name, data)
         except LiteServerError:
             self._pause_s = 0.0
             raise
@@ -104,12 +103,23 @@ class _Peer:
         self._pause_s = 0.0
         return answer
 
+    async def _answered(self, name: str, data: dict[str, Any]) -> dict[str, Any]:
+        used_before = self._client is not None
+        client = await self._connected()
+        try:
+            answer: dict[str, Any] = await client.liteserver_request(name, data)
+        except _BROKEN as error:
+            # A connection that was open may have been closed since; a new one deserves its chance at once.
+            if not used_before or isinstance(error, (LiteServerError, TimeoutError)):
+                raise
+            await self._drop(client)
+            answer = await (await self._connected()).liteserver_request(name, data)
+        return answer
+
     async def close(self) -> None:
         """Close the connection, if there is one."""
-        client, self._client = self._client, None
-        if client is not None:
-            with contextlib.suppress(*_BROKEN):
-                await client.close()
+        if self._client is not None:
+            await self._drop(self._client)
 
     def rest(self) -> None:
         """Leave it alone for a while, longer each time."""
@@ -130,6 +140,13 @@ class _Peer:
                     raise
                 self._client = client
             return self._client
+
+    async def _drop(self, client: Any) -> None:
+        """Close a connection; a newer one stays."""
+        if self._client is client:
+            self._client = None
+        with contextlib.suppress(*_BROKEN):
+            await client.close()
 
     async def _failed(self) -> None:
         self.rest()
