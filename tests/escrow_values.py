@@ -8,6 +8,7 @@ from cocoon.contracts.escrow import EscrowConfig
 from cocoon.contracts.records import NO_HASH
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes([7]) * 32)
+OPERATOR_KEY = Ed25519PrivateKey.from_private_bytes(bytes([8]) * 32)
 CODE = Builder().uint(1, 8).end()
 
 
@@ -16,7 +17,7 @@ def escrow_config(**changes: object) -> EscrowConfig:
     key = KEY.public_key().public_bytes_raw()
     given = dict[str, object](
         client=Address(0, b"\x01" * 32), operator=Address(0, b"\x02" * 32), payout=Address(0, b"\x03" * 32),
-        voucher_key=key, operator_key=key, challenge_s=86_400, epoch=1, allow_max_nano=100, allow_rate_nano=2,
+        voucher_key=key, operator_key=OPERATOR_KEY.public_key().public_bytes_raw(), challenge_s=86_400, epoch=1, allow_max_nano=100, allow_rate_nano=2,
         salt=NO_HASH,
     )  # fmt: skip
     return EscrowConfig(**{**given, **changes})  # pyright: ignore[reportArgumentType]

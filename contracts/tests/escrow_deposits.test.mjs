@@ -7,6 +7,7 @@ import { EXCESSES, EXIT, addressOf } from './support/sandbox.mjs';
 import * as escrow from './support/escrow.mjs';
 
 const { CLIENT, RENT, STRANGER } = escrow;
+const COINS_MAX = (1n << 120n) - 1n;
 /** @type {EscrowBench} */
 let bench;
 before(async () => { bench = await EscrowBench.start(); });
@@ -58,7 +59,7 @@ test('rent that storage used up is asked for again', async () => {
 });
 
 test('the rent lasts ten years and more, with data as large as it gets', async () => {
-    bench.configure({ allowMax: 1n << 95n, allowRate: (1n << 56n) - 1n });
+    bench.configure({ allowMax: COINS_MAX, allowRate: COINS_MAX });
     await bench.open(TON);
     await bench.act(bench.voucher(TON / 3n, { usageRoot: (1n << 256n) - 1n }));
     bench.sandbox.advance(10 * 365 * 86_400);
@@ -71,8 +72,8 @@ test('the rent lasts ten years and more, with data as large as it gets', async (
 test('an amount of nothing, and one that no balance can carry, are refused', async () => {
     await bench.open(TON);
     await bench.refuse(EXIT.badAmount, escrow.topUp(0n));
-    await bench.refuse(EXIT.badAmount, escrow.topUp((1n << 120n) - 1n)); // with what is there, above the highest amount
-    await bench.refuse(EXIT.lowValue, escrow.topUp((1n << 120n) - 1n - TON));
+    await bench.refuse(EXIT.badAmount, escrow.topUp(COINS_MAX)); // with what is there, above the highest amount
+    await bench.refuse(EXIT.lowValue, escrow.topUp(COINS_MAX - TON));
 });
 
 test('amounts near 2^119 are credited, settled and refunded exactly', async () => {
@@ -80,7 +81,7 @@ test('amounts near 2^119 are credited, settled and refunded exactly', async () =
     await bench.open(huge);
     const half = await bench.act(bench.voucher(1n << 118n));
     assert.deepEqual(amountsOf(half, escrow.OP.fund, bench.payout).map(({ amount }) => amount), [1n << 118n]);
-    const all = await bench.act(bench.voucher((1n << 120n) - 1n)); // far above the deposit
+    const all = await bench.act(bench.voucher(COINS_MAX)); // far above the deposit
 
     assert.ok(all.ok);
     const data = await bench.data();

@@ -10,6 +10,7 @@ import * as escrow from './support/escrow.mjs';
 
 const { CLIENT, OPERATOR, RENT, SESSION, STRANGER } = escrow;
 const { fund } = escrow.OP;
+const COINS_MAX = (1n << 120n) - 1n;
 /** @type {EscrowBench} */
 let bench;
 before(async () => { bench = await EscrowBench.start(); });
@@ -135,16 +136,16 @@ test('what the client signs itself does not use the allowance up', async () => {
 });
 
 test('an allowance of nothing pays nothing, and its largest figures do not overflow', async () => {
-    bench.configure({ allowMax: 0n, allowRate: (1n << 56n) - 1n });
+    bench.configure({ allowMax: 0n, allowRate: COINS_MAX });
     await bench.open(TON);
     assert.deepEqual(paid(await bench.act(bench.voucher(TON, { signer: OPERATOR }))), []);
 
-    bench.configure({ allowMax: (1n << 96n) - 1n, allowRate: (1n << 56n) - 1n });
+    bench.configure({ allowMax: COINS_MAX, allowRate: COINS_MAX });
     await bench.open(TON);
     bench.sandbox.advance(2_000_000_000);
-    assert.equal(await bench.allowance(), (1n << 96n) - 1n);
-    assert.deepEqual(paid(await bench.act(bench.voucher((1n << 120n) - 1n, { signer: OPERATOR }))), [TON]);
-    assert.equal(await bench.allowance(), (1n << 96n) - 1n - TON);
+    assert.equal(await bench.allowance(), COINS_MAX);
+    assert.deepEqual(paid(await bench.act(bench.voucher(COINS_MAX, { signer: OPERATOR }))), [TON]);
+    assert.equal(await bench.allowance(), COINS_MAX - TON);
 });
 
 test('the allowance stops filling at a request to close', async () => {

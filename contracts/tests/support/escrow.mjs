@@ -34,7 +34,7 @@ export function configCell(config) {
         .storeBuffer(config.operatorKey, 32).endCell();
     return beginCell().storeAddress(config.client).storeAddress(config.operator).storeRef(parties)
         .storeUint(config.challengeS, 32).storeUint(config.epoch, 32).storeCoins(config.allowMax)
-        .storeCoins(config.allowRate).storeUint(config.salt, 256).endCell();
+        .storeCoins(config.allowRate).storeRef(beginCell().storeUint(config.salt, 256)).endCell();
 }
 
 /** @param {Data} data */

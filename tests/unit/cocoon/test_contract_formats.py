@@ -97,7 +97,13 @@ def test_a_record_is_read_back_as_it_was_written(kind: type[Record], data: st.Da
 
 
 @pytest.mark.parametrize(
-    "weak", [{"voucher_key": NO_HASH, "operator_key": NO_HASH}, {"voucher_key": b"\x01" + bytes(31)}]
+    "weak",
+    [
+        {"voucher_key": NO_HASH, "operator_key": NO_HASH},
+        {"voucher_key": b"\x01" + bytes(31)},
+        {"operator_key": b"\x01" + bytes(31)},
+        {"operator_key": KEY.public_key().public_bytes_raw()},
+    ],
 )
 def test_an_escrow_without_a_key_that_proves_something_is_refused(weak: dict[str, object]) -> None:
     escrow_config().require_usable()
