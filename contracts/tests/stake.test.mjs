@@ -140,6 +140,18 @@ describe('bonding', () => {
     }
 });
 
+describe('a body that goes on behind its end', () => {
+    for (const [name, body] of /** @type {[string, Cell][]} */ ([
+        ['bond', bond(1n)], ['request_unbond', requestUnbond(1n)], ['withdraw', withdraw()], ['slash', slash(vectors.cases[0] ?? evidence(''))],
+    ])) {
+        test(`${name} is refused`, async () => {
+            await say(owner, bond(ton('1')), ton('1') + GAS);
+
+            refused(await say(owner, beginCell().storeSlice(body.beginParse()).storeBit(1).endCell()), 9);
+        });
+    }
+});
+
 describe('leaving', () => {
     beforeEach(() => say(owner, bond(ton('100')), ton('100') + GAS));
 
@@ -304,9 +316,9 @@ describe('a slash', () => {
 describe('the value that an operation needs', () => {
     /** @type {[string, Cell, bigint][]} */
     const operations = [
-        ['bond', bond(ton('3')), ton('3') + gasFee(8000)],
-        ['request_unbond', requestUnbond(ton('1')), gasFee(6000)],
-        ['withdraw', withdraw(), gasFee(8000) + forwardFee()],
+        ['bond', bond(ton('3')), ton('3') + gasFee(8500)],
+        ['request_unbond', requestUnbond(ton('1')), gasFee(6500)],
+        ['withdraw', withdraw(), gasFee(8500) + forwardFee()],
         ['slash: equivocation', slash(evidence('two heads of one number')), gasFee(65_000) + 2n * forwardFee()],
         ['slash: longest path', slash(evidence('the longest path that there is')), gasFee(65_000) + 2n * forwardFee()],
         ['slash: over-use', slash(evidence('one prompt token above the ticket')), gasFee(65_000) + 2n * forwardFee()],
