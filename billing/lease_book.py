@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from billing.ceilings import Withheld
 from billing.lease_store import CHANGES_MAX, LeaseAnswer, LeaseChange, LeaseLostError
 from billing.ports import BillingError, Hold, HoldRequest, InsufficientCreditError, LedgerUnavailableError
 from cocoon.money import Asset
@@ -316,9 +317,9 @@ class LeaseBook:
         if answer.alone:
             # What came after the question, or after the recall, has not been refused yet.
             asked = sent if purse.recalled_at is None else min(sent, purse.asked_at)
-            self._refuse(purse, asked)
+            self._refuse(purse, asked, answer.withheld)
         elif now - purse.asked_at > self._terms.recall_s_max:
-            self._refuse(purse, purse.asked_at)
+            self._refuse(purse, purse.asked_at, answer.withheld)
         if not purse.waiting or (answer.alone and purse.recalled_at is None):
             return
         if purse.waiting[-1].arrived > purse.asked_at:
@@ -358,13 +359,14 @@ class LeaseBook:
         if purse.lease is lease:
             purse.lease = None
 
-    def _refuse(self, purse: Purse, asked: float) -> None:
+    def _refuse(self, purse: Purse, asked: float, withheld: Withheld | None) -> None:
         left: deque[Waiting] = deque()
         for waiting in purse.waiting:
             if waiting.arrived > asked:
                 left.append(waiting)
             elif not waiting.answer.done():
-                waiting.answer.set_exception(InsufficientCreditError(f"{waiting.request.amount_min} needed"))
+                lacking = InsufficientCreditError(f"{waiting.request.amount_min} needed")
+                waiting.answer.set_exception(lacking if withheld is None else withheld.error())
         purse.waiting = left
 
     def refuse_waiting(self, error: BillingError) -> None:

@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 
 import msgspec
 
+from billing.ceilings import Withheld
 from billing.ports import Balance, BillingError, Posted, Settlement
 from cocoon.money import Amount, Asset
 
@@ -73,13 +74,14 @@ class LeaseAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What a change did: the lease's amount grew by `delta_nano` (or shrank).
 
     `short`: the minimum was not there, and nothing was granted. `alone`: no other lease of this customer has anything
-    that a recall could still bring.
+    that a recall could still bring. `withheld`: why, where the balance had it and the customer's ceiling did not.
     """
 
     fence: int
     delta_nano: int
     short: bool = False
     alone: bool = False
+    withheld: Withheld | None = None
 
 
 class JournalRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -154,12 +156,12 @@ class Books(Protocol):
 
 
 def lease_grant(available_nano: int, change: LeaseChange) -> int:
-    """Nano that a change is granted when `available_nano` are there, its own give-back included.
+    """Nano that a change is granted when `available_nano` are there, its own give-back included; never negative.
 
     The need comes first. What goes ahead of it shrinks with the balance, and stops altogether near zero, so that the
     last nano can be spent through any process.
     """
-    if available_nano < change.need_min_nano:
+    if available_nano < max(0, change.need_min_nano):
         return 0
     surplus = available_nano - change.need_nano
     if surplus < max(1, change.headroom_min_nano):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from billing import ledger
+from billing.ceilings import Ceiling, EscrowCredit, Withheld, ceiling
 from billing.lease_store import (
     JournalRow,
     LeaseActiveError,
@@ -35,9 +36,14 @@ from cocoon.money import Amount
 
 
 class _Customer(msgspec.Struct):
+    """`before` was spent when there was no escrow."""
+
     available: int = 0
     spent: int = 0
     numerator: int = 0
+    before: int = 0
+    escrows: tuple[EscrowCredit, ...] = ()
+    unsigned_max: int = 0
 
 
 class _Lease(msgspec.Struct):
@@ -89,11 +95,19 @@ class InMemoryLeases:
             return lease.answer
         if (lease is None) != (change.seq == 1) or (lease is not None and lease.state != "active"):
             raise LeaseLostError
-        grant = lease_grant(customer.available + change.give_back_nano, change)
+        room, spendable = None, customer.available
+        if customer.escrows:
+            room = self._ceiling(customer, change.customer_id)
+            spendable = min(spendable, room.room_nano - self._promised(change.customer_id))
+        grant = lease_grant(spendable + change.give_back_nano, change)
         short = grant < change.need_min_nano
+        withheld: Withheld | None = None
+        if short and room is not None and customer.available + change.give_back_nano >= change.need_min_nano:
+            lacking = change.need_min_nano - change.give_back_nano - spendable
+            withheld = Withheld(ceiling=room, lacking_nano=lacking)
         if lease is None:
             if short:
-                return LeaseAnswer(fence=0, delta_nano=0, short=True, alone=self._alone(change))
+                return LeaseAnswer(fence=0, delta_nano=0, short=True, alone=self._alone(change), withheld=withheld)
             lease = _Lease(change.customer_id, next(self._fences), self._clock.now())
             self._leases[change.lease_id] = lease
         delta = grant - change.give_back_nano
@@ -109,9 +123,30 @@ class InMemoryLeases:
             assert lease.amount == 0, "a lease is closed when it is empty"
             lease.state = "closed"
         lease.answer = LeaseAnswer(
-            fence=lease.fence, delta_nano=delta, short=short, alone=short and self._alone(change)
+            fence=lease.fence, delta_nano=delta, short=short, alone=short and self._alone(change), withheld=withheld
         )
         return lease.answer
+
+    def set_escrows(self, customer_id: uuid.UUID, unsigned_max_nano: int, *escrows: EscrowCredit) -> None:
+        """What the customer's credit comes from, the oldest first; what it had spent before is none of theirs."""
+        customer = self._customers[customer_id]
+        if not customer.escrows:
+            customer.before = customer.spent
+        customer.escrows, customer.unsigned_max = escrows, unsigned_max_nano
+
+    def _promised(self, customer_id: uuid.UUID) -> int:
+        return sum(lease.amount for lease in self._leases.values() if lease.customer_id == customer_id)
+
+    def _ceiling(self, customer: _Customer, customer_id: uuid.UUID) -> Ceiling:
+        charged = sum(escrow.charged_nano for escrow in customer.escrows)
+        unattributed = customer.spent - customer.before - charged
+        left = sum(escrow.deposited_nano for escrow in customer.escrows) - charged - unattributed
+        return ceiling(
+            customer.escrows,
+            unattributed_nano=unattributed,
+            other_nano=customer.available + self._promised(customer_id) - max(0, left),
+            unsigned_max_nano=customer.unsigned_max,
+        )
 
     def _alone(self, change: LeaseChange) -> bool:
         return not any(

@@ -312,8 +312,14 @@ def decode_embeddings(body: bytes) -> EmbeddingsAnswer:
         raise MalformedError("the engine's answer is not in the OpenAI format") from error
 
 
-def error_json(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> bytes:
-    """The bytes of an OpenAI-shaped error."""
+def error_json(
+    message: str, kind: str, *, param: str | None = None, code: str | None = None,
+    details: Mapping[str, str | int] | None = None,
+) -> bytes:  # fmt: skip
+    """The bytes of an OpenAI-shaped error; `details` stand beside the four members that every error has."""
+    if details:
+        four = {"message": message, "type": kind, "param": param, "code": code}
+        return msgspec.json.encode({"error": {**four, **details}})
     return msgspec.json.encode(ErrorBody(ErrorDetail(message=message, type=kind, param=param, code=code)))
 
 

@@ -37,7 +37,7 @@ from tests.scripted_engine import ScriptedEngine
 
 MODEL = "scripted"
 NETWORK_SECRET = "11" * 32
-START_S_MAX = 30.0
+START_S_MAX = 60.0
 CREDIT_NANO = 10**9
 PRICE = Price(version=1, prompt=1_000_000, cached=500_000, completion=2_000_000, share_bps=9_000)
 _LIBC = ctypes.CDLL(None)
@@ -132,7 +132,7 @@ class Stack:
                     lambda answer: answer.status_code == 200,
                 )
 
-    async def until_true(self, ask: Any, judge: Any, deadline_s: float = 20.0) -> Any:
+    async def until_true(self, ask: Any, judge: Any, deadline_s: float = 60.0) -> Any:
         end = time.monotonic() + deadline_s
         while True:
             with contextlib.suppress(httpx.HTTPError, OSError, asyncpg.PostgresError):
@@ -215,7 +215,7 @@ class Stack:
         """Wait until every gateway process routes to `count` workers (asked often enough to have met each)."""
         streak = 0
         async with self.client() as client:
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while streak < 8:
                 assert time.monotonic() < end, f"workers did not arrive:\n{self.log()}"
                 with contextlib.suppress(httpx.HTTPError):

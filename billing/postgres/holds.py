@@ -15,6 +15,7 @@ from billing.ports import (
     TransferConflictError,
     UnknownCustomerError,
 )
+from billing.postgres.ceilings import Room, read_rooms
 from billing.postgres.entries import SQL, Entries, Transfer
 from billing.postgres.pool import Connection
 from cocoon.ids import job_day
@@ -27,6 +28,17 @@ class _Purse(msgspec.Struct):
     available_id: int = 0
     leased_id: int = 0
     available: int = 0
+    room: Room | None = None
+    granted: int = 0
+
+    def grant(self, request: HoldRequest) -> Amount:
+        """See `ledger.grant`; no more than the customer's ceiling leaves."""
+        if self.room is None:
+            return ledger.grant(self.available, request)
+        room = max(0, self.room.nano - self.granted)
+        if self.available >= request.amount_min.nano > room:
+            raise self.room.withheld(request.amount_min.nano + self.granted).error()
+        return ledger.grant(min(self.available, room), request)
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -73,8 +85,9 @@ def _decide(request: HoldRequest, purse: _Purse | None, seen: dict[uuid.UUID, _S
         return Hold(job_id=request.job_id, customer_id=request.customer_id, amount=amount)
     if purse is None:
         raise UnknownCustomerError
-    amount = ledger.grant(purse.available, request)
+    amount = purse.grant(request)
     purse.available -= amount.nano
+    purse.granted += amount.nano
     seen[request.job_id] = _Seen(digest, amount.nano)
     granted.append(_Granted(request, purse, amount, digest))
     return Hold(job_id=request.job_id, customer_id=request.customer_id, amount=amount)
@@ -89,6 +102,9 @@ async def _lock_purses(connection: Connection, customers: set[uuid.UUID]) -> dic
             purse.available_id, purse.available = row["id"], int(row["available"])
         else:
             purse.leased_id = row["id"]
+    for key, room in (await read_rooms(connection, customers)).items():
+        if key in purses:
+            purses[key].room = room
     return purses
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from billing.ceilings import Withheld
 from billing.lease_store import (
     CHANGES_MAX,
     ROWS_MAX,
@@ -18,7 +19,14 @@ from billing.lease_store import (
     lease_grant,
 )
 from billing.ledger import AccountKind
-from billing.ports import BillingError, LedgerUnavailableError, Posted, RecordRefusedError, UnknownCustomerError
+from billing.ports import (
+    BillingError,
+    LedgerUnavailableError,
+    Posted,
+    RecordRefusedError,
+    UnknownCustomerError,
+)
+from billing.postgres.ceilings import Room, read_rooms
 from billing.postgres.entries import SQL, Entries
 from billing.postgres.journal import open_payables, post_rows, record_refused
 from billing.postgres.lease_rows import LEASE_SQL, LeaseRow, read_lease
@@ -135,11 +143,29 @@ async def _within(seconds: float, event: asyncio.Event) -> bool:
 
 
 class _Purse(msgspec.Struct):
-    """A customer's two accounts while they are locked."""
+    """A customer's two accounts while they are locked, and what its ceiling leaves."""
 
     available_id: int = 0
     leased_id: int = 0
     available: int = 0
+    room: Room | None = None
+    granted: int = 0
+
+    @property
+    def spendable(self) -> int:
+        """What a change may be granted."""
+        return self.available if self.room is None else min(self.available, self.room.nano - self.granted)
+
+    def take(self, delta: int) -> None:
+        """A change's lease grew by `delta`."""
+        self.available -= delta
+        self.granted += delta
+
+    def withheld(self, change: LeaseChange) -> Withheld | None:
+        """Why a change is short, if not for want of balance."""
+        if self.room is None or self.available + change.give_back_nano < change.need_min_nano:
+            return None
+        return self.room.withheld(change.need_min_nano + self.granted - change.give_back_nano)
 
 
 class _Decided(NamedTuple):
@@ -186,31 +212,34 @@ def _decide(
 ) -> LeaseAnswer:  # fmt: skip
     if row is not None and row.change_seq == change.seq:
         # Sent again: it did then what it says it did.
+        purse = purses.get((change.customer_id, change.asset))
         short = row.change_delta + change.give_back_nano < change.need_min_nano
-        return LeaseAnswer(fence=row.fence, delta_nano=row.change_delta, short=short)
+        withheld = purse.withheld(change) if short and purse is not None else None
+        return LeaseAnswer(fence=row.fence, delta_nano=row.change_delta, short=short, withheld=withheld)
     purse = purses.get((change.customer_id, change.asset))
     if purse is None:
         raise UnknownCustomerError
     if (row is None) != (change.seq == 1) or (row is not None and row.state != "active"):
         raise LeaseLostError
-    grant = lease_grant(purse.available + change.give_back_nano, change)
+    grant = lease_grant(purse.spendable + change.give_back_nano, change)
     short = grant < change.need_min_nano
+    withheld = purse.withheld(change) if short else None
     if row is None:
         if short:
-            return LeaseAnswer(fence=0, delta_nano=0, short=True)
+            return LeaseAnswer(fence=0, delta_nano=0, short=True, withheld=withheld)
         row = _new_row(change, purse, today)
         decided.append(_Decided(change, row, grant, is_new=True))
         row.roll_over(entries, consumed=0, amount=grant)
-        purse.available -= grant
+        purse.take(grant)
         return LeaseAnswer(fence=0, delta_nano=grant)
     delta = grant - change.give_back_nano
     if row.amount + delta < 0:
         raise LeaseLostError("more was given back than the lease has")
     if delta:
         row.roll_over(entries, consumed=0, amount=row.amount + delta)
-    purse.available -= delta
+    purse.take(delta)
     decided.append(_Decided(change, row, delta, is_new=False))
-    return LeaseAnswer(fence=row.fence, delta_nano=delta, short=short)
+    return LeaseAnswer(fence=row.fence, delta_nano=delta, short=short, withheld=withheld)
 
 
 def _new_row(change: LeaseChange, purse: _Purse, today: dt.date) -> LeaseRow:
@@ -241,6 +270,9 @@ async def _lock_purses(connection: Connection, customers: set[uuid.UUID]) -> dic
             purse.available_id, purse.available = row["id"], int(row["available"])
         else:
             purse.leased_id = row["id"]
+    for key, room in (await read_rooms(connection, customers)).items():
+        if key in purses:
+            purses[key].room = room
     return purses
 
 

@@ -10,7 +10,7 @@ import asyncio
 import datetime as dt
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -19,6 +19,7 @@ from billing import ledger
 from billing.lease_store import ROWS_MAX, JournalRow, LeaseStore
 from billing.ledger import AccountKind, Code, Numerators, Phase
 from billing.ports import BillingError, LedgerUnavailableError, Outcome, Posted, Settlement
+from billing.postgres.ceilings import Room, read_rooms
 from billing.postgres.entries import SQL, Entries, Transfer
 from billing.postgres.pool import Connection, DuplicateRecordError, Pool, Record, acquired, transaction
 from billing.postgres.statements import load_statements
@@ -232,11 +233,15 @@ async def _open_payables(connection: Connection, claims: list[Claim]) -> None:
 class _Books:
     """The locked accounts as they change while a batch is recovered, and what is to be written."""
 
-    def __init__(self, rows: Sequence[Record]) -> None:
+    def __init__(self, rows: Sequence[Record], rooms: Mapping[tuple[uuid.UUID, Asset], Room]) -> None:
         self.entries = Entries()
         self._ids = {(row["kind"], row["owner"], row["asset"]): row["id"] for row in rows}
         self._numerators: dict[int, int] = {row["id"]: int(row["numerator"]) for row in rows}
         self._available: dict[int, int] = {row["id"]: int(row["available"]) for row in rows}
+        for (customer, asset), room in rooms.items():
+            # What the client has not promised is not there to be drawn from.
+            account = self._id(AccountKind.CUSTOMER_AVAILABLE, customer, asset)
+            self._available[account] = max(0, min(self._available[account], room.nano))
 
     def recover(self, claim: Claim) -> "_Recovered":
         """Charge one lost attempt."""
@@ -299,7 +304,7 @@ async def _recover(connection: Connection, claims: list[Claim]) -> set[uuid.UUID
     rows = await connection.fetch(
         SQL["lock_accounts"], [], list(owners), [kind.value for kind in _KINDS], [kind.value for kind in _NETWORK]
     )
-    books = _Books(rows)
+    books = _Books(rows, await read_rooms(connection, {claim.settlement.customer_id for claim in claims}))
     recovered = [books.recover(claim) for claim in claims]
     await books.entries.write(connection)
     await connection.execute(SQL["insert_usage"], *_columns(_usage_row(one) for one in recovered))

@@ -76,11 +76,12 @@ class EscrowConfig(Record, frozen=True):
         """Check what the contract checks before it takes a first top-up.
 
         Raises:
-            MalformedError: no key at all, or one under which anything verifies.
+            MalformedError: no key at all, one key in both places, or one under which anything verifies.
         """
+        # One key in both places would let the operator's signature pass for the client's.
         keys = [key for key in (self.voucher_key, self.operator_key) if key != NO_HASH]
-        if not keys or not all(is_usable_key(key) for key in keys):
-            raise MalformedError("an escrow needs a key, and keys that prove something")
+        if self.voucher_key == self.operator_key or not all(is_usable_key(key) for key in keys):
+            raise MalformedError("an escrow needs a key, and keys that prove something each for itself")
 
 
 class EscrowData(Record, frozen=True):

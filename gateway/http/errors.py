@@ -4,6 +4,8 @@ import math
 from typing import NamedTuple, cast
 
 from audit.errors import EnvelopeTooLongError, LogUnavailableError, NotLoggedError
+from billing.ceilings import VoucherRequiredError
+from billing.escrows import EscrowConflictError, StaleVoucherError, UnknownEscrowError
 from billing.ports import InsufficientCreditError, LedgerUnavailableError, TransferConflictError
 from billing.postgres.adjustments import TransferTimeError
 from cocoon import openai
@@ -87,6 +89,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     EndpointUnsupportedError: (404, "invalid_request_error"),
     NotLoggedError: (404, "invalid_request_error"),
     ReceiptUnknownError: (404, "invalid_request_error"),
+    UnknownEscrowError: (404, "invalid_request_error"),
     OrganisationUnknownError: (404, "invalid_request_error"),
     ProjectUnknownError: (404, "invalid_request_error"),
     KeyUnknownError: (404, "invalid_request_error"),
@@ -95,6 +98,8 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     ProjectNeededError: (409, "invalid_request_error"),
     KeyNameTakenError: (409, "invalid_request_error"),
     TransferConflictError: (409, "invalid_request_error"),
+    EscrowConflictError: (409, "invalid_request_error"),
+    StaleVoucherError: (409, "invalid_request_error"),
     BodyTimeoutError: (408, "invalid_request_error"),
     IdempotencyConflictError: (409, "invalid_request_error"),
     InFlightError: (409, "invalid_request_error"),
@@ -167,7 +172,17 @@ def error_answer(error: CocoonError) -> ErrorAnswer:
     param = error.param if isinstance(error, InvalidRequestError) else None
     code = (error.reason if isinstance(error, InvalidRequestError) else None) or error.code
     message = PUBLIC_MESSAGES.get(known, str(error))
-    return ErrorAnswer(status, headers, openai.error_json(message, kind, param=param, code=code))
+    details = _demand(error) if isinstance(error, VoucherRequiredError) else None
+    return ErrorAnswer(status, headers, openai.error_json(message, kind, param=param, code=code, details=details))
+
+
+def _demand(error: VoucherRequiredError) -> dict[str, str | int]:
+    """What the client has to sign (PROTOCOL §6)."""
+    demand = error.demand
+    return {
+        "escrow": demand.escrow, "epoch": demand.epoch, "cumulative": demand.cumulative_nano,
+        "usage_root": demand.usage_root.hex(),
+    }  # fmt: skip
 
 
 def _passed_on(error: UpstreamRefusedError) -> ErrorAnswer:

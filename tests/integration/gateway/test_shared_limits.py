@@ -1,9 +1,11 @@
 """Limits of keys and projects across real gateway processes on a real Redis."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import time
 from collections import Counter
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -57,8 +59,12 @@ async def test_processes_admit_the_limit_and_at_most_a_slice_each_above_it(stack
 async def test_the_first_requests_of_a_key_are_not_refused_for_want_of_a_slice(stack: Stack) -> None:
     await stack.start_gateway(processes=2)
     for limits in ({"requests_per_min": 30}, {"tokens_per_min": 100_000}, {"concurrency_max": 30}):
-        key = await stack.new_key(**limits)
-        assert statuses(await spread(stack, key, 20)) == {200: 20}, limits
+
+        async def first(limits: dict[str, int] = limits) -> Counter[int]:
+            return statuses(await spread(stack, await stack.new_key(**limits), 20))
+
+        # A process that is held up for as long as it would wait for Redis decides alone; it is asked again.
+        await stack.until_true(first, lambda count: count == {200: 20}, deadline_s=60)
 
 
 async def test_keys_of_a_project_share_its_limits_and_headers_name_the_tightest(stack: Stack) -> None:
@@ -103,12 +109,27 @@ async def test_a_changed_limit_applies_within_a_second_and_a_removed_one_is_gone
 async def test_requests_at_once_are_counted_over_all_processes_and_come_back(stack: Stack) -> None:
     await stack.start_gateway(processes=2)
     key = await stack.new_key(concurrency_max=4)
-    slow = chat(stream=True, script={"tokens": 3, "first_s": 0.5, "interval_s": 0.5}, max_tokens=5)
+    endless = chat(stream=True, script={"tokens": 3, "interval_s": 3600}, max_tokens=5)
+
+    async def at_once() -> Counter[int]:
+        """Statuses of requests of which none ends before all have been answered."""
+        async with contextlib.AsyncExitStack() as open_streams:
+
+            async def one() -> int:
+                client = await open_streams.enter_async_context(stack.client(key))
+                asked = client.stream("POST", "/v1/chat/completions", json=endless)
+                answer = await open_streams.enter_async_context(asked)
+                if answer.status_code != 200:
+                    assert "requests at once" in (await answer.aread()).decode()
+                return answer.status_code
+
+            count = Counter(await asyncio.gather(*(one() for _ in range(16))))
+        # A process that was held up for as long as it waits for Redis decides alone: one each.
+        assert count[200] <= 4 + (2 if "limits_alone" in stack.log() else 0)
+        return count
 
     for _ in range(2):
-        answers = await spread(stack, key, 16, slow)
-        assert statuses(answers) == {200: 4, 429: 12}
-        assert all("requests at once" in a.json()["error"]["message"] for a in answers if a.status_code == 429)
+        await stack.until_true(at_once, lambda count: count == {200: 4, 429: 12}, deadline_s=60)
 
 
 async def test_spend_in_a_day_stays_within_the_limit_and_outlives_processes_and_redis(
@@ -132,14 +153,17 @@ async def test_spend_in_a_day_stays_within_the_limit_and_outlives_processes_and_
     # No more fits when less is left than a request may cost: its bytes, what the template adds, twice its tokens.
     worst = 250
     await stack.until_true(spent, lambda nano: nano > limit - worst, deadline_s=60)
-    assert set(statuses(answers)) == {200, 429}
+    await stack.until_true(spent, lambda _: statuses(answers)[429])
+    # Where a process was held up for as long as it waits for Redis, it does not know what others spend.
+    assert set(statuses(answers)) <= {200, 429, 503}
+    assert {a.json()["error"]["code"] for a in answers if a.status_code == 503} <= {"limits_unavailable"}
     refused = next(answer for answer in answers if answer.status_code == 429)
     error = refused.json()["error"]
     assert (error["type"], error["code"]) == ("insufficient_quota", "insufficient_quota")
     assert "spend limit of 0.0000012 TON per day" in error["message"]
-    now = dt.datetime.now(dt.UTC)
-    midnight = dt.datetime.combine(now.date() + dt.timedelta(days=1), dt.time(), dt.UTC)
-    assert int(refused.headers["retry-after"]) >= int((midnight - now).total_seconds())
+    refused_at = parsedate_to_datetime(refused.headers["date"])
+    midnight = dt.datetime.combine(refused_at.date() + dt.timedelta(days=1), dt.time(), dt.UTC)
+    assert int(refused.headers["retry-after"]) >= int((midnight - refused_at).total_seconds()) - 1
     assert refused.headers["x-should-retry"] == "false"
 
     assert stack.gateway is not None
@@ -149,10 +173,8 @@ async def test_spend_in_a_day_stays_within_the_limit_and_outlives_processes_and_
     assert redis_server.command("FLUSHALL") == b"+OK\r\n"
     await stack.start_gateway(processes=2)
     answers.clear()
-    for _ in range(3):
-        await spent()
+    await stack.until_true(spent, lambda _: statuses(answers)[429] > 12)
     assert statuses(answers)[200] <= worst // 18
-    assert statuses(answers)[429] > 12
 
 
 async def test_redis_may_die_and_return_under_load(database_url: str, own_redis: RedisServer) -> None:

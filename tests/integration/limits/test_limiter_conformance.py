@@ -2,28 +2,28 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 
 import pytest
 
-from cocoon.clock import SystemClock
 from gateway.limiter import SlicedLimiter
 from gateway.limits import LimitState, RateLimitedError
 from gateway.memory_slices import InMemorySlices, SharedLimits
 from gateway.redis.slices import RedisSlices
 from gateway.slices import SliceStore
 from tests.limit_values import Caller, a_limiter, a_principal
+from tests.store_clock import StoreClock
 
-POLL_S_MAX = 60.0
+REFUSALS_MAX = 10
+DEADLINE_S = 60.0
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def limiter(request: pytest.FixtureRequest) -> AsyncIterator[SlicedLimiter]:
-    store: SliceStore = InMemorySlices(SharedLimits(SystemClock()))
-    if request.param == "redis":
-        store = RedisSlices(request.getfixturevalue("redis_url"), "test", timeout_s=5.0)
-    limiter = a_limiter(store)
+@pytest.fixture
+async def limiter(clock: StoreClock) -> AsyncIterator[SlicedLimiter]:
+    store: SliceStore = InMemorySlices(SharedLimits(clock))
+    if clock.redis is not None:
+        store = RedisSlices(clock.redis.url, "test", timeout_s=DEADLINE_S)
+    limiter = a_limiter(store, clock)
     running = asyncio.ensure_future(limiter.run())
     yield limiter
     assert not limiter.alone
@@ -44,30 +44,17 @@ class Key(Caller):
             await self.acquire(tokens_estimate)
         return caught.value
 
-    async def acquire_in_time(self, tokens_estimate: int = 0) -> None:
-        """Until a request passes, waiting as refusals say."""
-        deadline = time.monotonic() + POLL_S_MAX
-        while time.monotonic() < deadline:
-            try:
-                await self.acquire(tokens_estimate)
-            except RateLimitedError as error:
-                await asyncio.sleep(min(error.retry_after_s, POLL_S_MAX))
-            else:
-                return
-        pytest.fail("no request passed in time")
-
-    async def spend_all(self) -> tuple[float, float]:
-        """Acquire until refused; when that refusal was asked for (monotonic seconds), and the wait that it named.
-
-        A minute's worth is not counted off: a slow machine is given more, because the bucket refills meanwhile.
-        """
-        deadline = time.monotonic() + POLL_S_MAX
-        while (before := time.monotonic()) < deadline:
+    async def acquire_in_time(self, clock: StoreClock) -> float:
+        """Seconds until a request passes, waiting as refusals say."""
+        start = clock.monotonic()
+        for _ in range(REFUSALS_MAX):
             try:
                 await self.acquire()
             except RateLimitedError as error:
-                return before, error.retry_after_s
-        pytest.fail("no request was refused")
+                clock.advance(error.retry_after_s)
+            else:
+                return clock.monotonic() - start
+        pytest.fail("no request passed, however long it waited")
 
 
 async def test_a_minutes_worth_of_requests_passes_at_once_and_then_no_more(limiter: SlicedLimiter) -> None:
@@ -78,20 +65,25 @@ async def test_a_minutes_worth_of_requests_passes_at_once_and_then_no_more(limit
     assert [state.requests.remaining for state in states if state.requests] == list(range(19, -1, -1))
     assert all(state.tokens is None for state in states)
     assert refusal.scope == "requests"
-    assert 0 < refusal.retry_after_s <= 3.0
+    assert refusal.retry_after_s == pytest.approx(3.0, abs=1e-3)
     assert refusal.state.requests is not None
     assert refusal.state.requests.remaining == 0
-    assert 50 < refusal.state.requests.reset_s <= 60
+    assert refusal.state.requests.reset_s == pytest.approx(60.0, abs=1e-3)
 
 
-async def test_a_request_passes_after_the_time_that_the_refusal_named(limiter: SlicedLimiter) -> None:
+async def test_a_request_passes_after_the_time_that_the_refusal_named(
+    limiter: SlicedLimiter, clock: StoreClock
+) -> None:
     key = Key(limiter, requests_per_min=60)
-    before, told = await key.spend_all()
+    for _ in range(60):
+        await key.acquire()
+    told = (await key.refused()).retry_after_s
 
-    await key.acquire_in_time()
+    waited = await key.acquire_in_time(clock)
 
-    assert 0 < told <= 1.0
-    assert time.monotonic() - before >= told * 0.9
+    assert told == pytest.approx(1.0, abs=1e-3)
+    assert waited == pytest.approx(told, abs=1e-3)
+    await key.refused()
 
 
 async def test_keys_do_not_share_limits(limiter: SlicedLimiter) -> None:
@@ -119,7 +111,7 @@ async def test_tokens_are_charged_by_their_estimate(limiter: SlicedLimiter) -> N
     assert permit.state.tokens is not None
     assert (permit.state.tokens.limit, permit.state.tokens.remaining) == (1000, 400)
     assert refusal.scope == "tokens"
-    assert 10 < refusal.retry_after_s <= 12
+    assert refusal.retry_after_s == pytest.approx(12.0, abs=1e-3)
     await key.acquire(400)
 
 
@@ -141,7 +133,7 @@ async def test_tokens_beyond_the_estimate_are_charged_afterwards(limiter: Sliced
 
     refusal = await key.refused(1)
 
-    assert 25 < refusal.retry_after_s <= 31
+    assert refusal.retry_after_s == pytest.approx(30.06, abs=1e-3)
 
 
 async def test_releasing_twice_gives_back_once(limiter: SlicedLimiter) -> None:

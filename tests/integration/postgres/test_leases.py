@@ -1,22 +1,29 @@
 """Leases in Postgres conform, the leased ledger on them conforms, and the books balance after every test."""
 
+import itertools
 import uuid
 from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 
+from billing.ceilings import EscrowCredit
+from billing.escrows import EscrowState
 from billing.leases import LeasedLedger
 from billing.ports import Balance
+from billing.postgres.account import Accounts
 from billing.postgres.check import broken_invariants
+from billing.postgres.escrows import Escrows
 from billing.postgres.leases import PostgresLeases
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Connection, Pool
 from cocoon.clock import ManualClock
 from cocoon.money import Amount
+from tests.ceiling_conformance import CeilingConformance, ShowEscrows
 from tests.lease_store_conformance import AgeLeases, LeaseStoreConformance
 from tests.ledger_conformance import LedgerConformance, MakeOverdue
 from tests.ledger_values import CLOCK, DICE
+from tests.settlement_values import new_id, seen, terms, voucher
 
 AGE = (
     "UPDATE leases SET expires_at = now() - interval '1 second',"
@@ -55,7 +62,34 @@ def age_leases(connection: Connection) -> AgeLeases:
     return age
 
 
-class TestPostgresLeases(LeaseStoreConformance):
+class TestPostgresLeases(LeaseStoreConformance, CeilingConformance):
+    @pytest.fixture
+    def show_escrows(self, pool: Pool, connection: Connection) -> ShowEscrows:
+        book, seqnos = Escrows(pool), itertools.count(1)
+
+        async def show(customer: uuid.UUID, unsigned_max: int, *escrows: EscrowCredit) -> None:
+            await Accounts(pool).open_customer(customer, str(customer))
+            for escrow in escrows:
+                allowance = escrow.allowance_nano
+                known = await book.register(new_id(), customer, terms(
+                    address=escrow.address, epoch=escrow.epoch, allow_max_nano=allowance or 0,
+                    allow_rate_nano=escrow.allow_rate_nano,
+                    voucher_key=None if escrow.signed_nano is None else bytes(32),
+                    operator_key=None if allowance is None else bytes(32),
+                ))  # fmt: skip
+                await book.observe(customer, escrow.address, seen(
+                    next(seqnos), escrow.deposited_nano, escrow.settled_nano, allow_at_nano=allowance or 0,
+                    state=EscrowState.CLOSING if escrow.closing else EscrowState.OPEN,
+                    close_requested_at=1 if escrow.closing else 0,
+                ))  # fmt: skip
+                if escrow.signed_nano:
+                    await book.add_voucher(known.escrow_id, voucher(escrow.signed_nano))
+            await connection.execute(
+                "UPDATE escrow_customers SET unsigned_max_nano = $2 WHERE customer_id = $1", customer, unsigned_max
+            )
+
+        return show
+
     async def test_what_was_refused_is_kept_with_its_reason(
         self, store: BothPorts, connection: Connection, age_leases: AgeLeases
     ) -> None:

@@ -12,6 +12,7 @@ from cocoon.contracts.records import NO_HASH, Record
 from cocoon.errors import MalformedError
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes([7]) * 32)
+OPERATOR_KEY = Ed25519PrivateKey.from_private_bytes(bytes([8]) * 32)
 HASHES = st.binary(min_size=32, max_size=32)
 ADDRESSES = st.builds(Address, st.sampled_from([0, -1]), HASHES)
 NANO = st.integers(0, 2**120 - 1)
@@ -99,14 +100,21 @@ def _escrow_config(**changes: object) -> escrow.EscrowConfig:
     key = KEY.public_key().public_bytes_raw()
     given = dict[str, object](
         client=Address(0, b"\x01" * 32), operator=Address(0, b"\x02" * 32), payout=Address(0, b"\x03" * 32),
-        voucher_key=key, operator_key=key, challenge_s=86_400, epoch=1, allow_max_nano=100, allow_rate_nano=2,
+        voucher_key=key, operator_key=OPERATOR_KEY.public_key().public_bytes_raw(),
+        challenge_s=86_400, epoch=1, allow_max_nano=100, allow_rate_nano=2,
         salt=NO_HASH,
     )  # fmt: skip
     return escrow.EscrowConfig(**{**given, **changes})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
-    "weak", [{"voucher_key": NO_HASH, "operator_key": NO_HASH}, {"voucher_key": b"\x01" + bytes(31)}]
+    "weak",
+    [
+        {"voucher_key": NO_HASH, "operator_key": NO_HASH},
+        {"voucher_key": b"\x01" + bytes(31)},
+        {"operator_key": b"\x01" + bytes(31)},
+        {"operator_key": KEY.public_key().public_bytes_raw()},
+    ],
 )
 def test_an_escrow_without_a_key_that_proves_something_is_refused(weak: dict[str, object]) -> None:
     _escrow_config().require_usable()

@@ -12,6 +12,7 @@ import billing
 import cocoon
 import gateway
 import workers
+from billing.ceilings import AllowanceExhaustedError, VoucherDemand, VoucherRequiredError
 from cocoon.errors import CocoonError
 from gateway.errors import InvalidRequestError, UpstreamRefusedError
 from gateway.http.errors import STATUS, error_answer, error_event
@@ -21,7 +22,7 @@ from workers.errors import WorkersBusyError
 
 INTERNAL = {
     # Roots, never raised themselves.
-    "AuthError", "BillingError", "CocoonError", "GatewayError", "WorkersError",
+    "AuthError", "BillingError", "ChainError", "CocoonError", "EscrowError", "GatewayError", "WorkersError",
     # Caught on their way: by the attempts, the relay, the settler, or the handler of heartbeats.
     "AttemptBusyError", "AttemptFailedError", "HeartbeatBusUnavailableError", "HopClosedError", "HopError",
     "IdentityError", "MalformedError", "ModelNotFoundError", "RefusedError", "TransportError",
@@ -39,9 +40,12 @@ INTERNAL = {
     "ManifestMismatchError",
     # Of sealed requests, which only clients and agents open.
     "ReplayedError", "UnopenableError",
+    # Between the biller, commands and the chain; no request waits for those.
+    "ChainContradictionError", "ChainProofError", "ChainUnavailableError", "MessageRefusedError",
     # Between the gateway and the receivers of alerts.
     "WebhookAddressError", "WebhookFailedError",
 }  # fmt: skip
+DETAILS = {"escrow": f"0:{'ab' * 32}", "epoch": 3, "cumulative": 70, "usage_root": "01" * 32}
 SECRET = "/srv/secret.py line 7"
 
 
@@ -70,6 +74,10 @@ def made(cls: type[CocoonError]) -> CocoonError:
         return cls(2.5)
     if issubclass(cls, NotReplayableError):
         return cls(uuid.UUID(int=1))
+    if issubclass(cls, VoucherRequiredError):
+        return cls(VoucherDemand(escrow=f"0:{'ab' * 32}", epoch=3, cumulative_nano=70, usage_root=bytes([1]) * 32))
+    if issubclass(cls, AllowanceExhaustedError):
+        return cls(90)
     arguments: dict[str, Any] = {"AttemptBusyError": (1.0,), "RefusedError": (500, b"", None)}
     arguments["InvalidRequestError"] = ("bad",)
     return cls(*arguments.get(cls.__name__, ()))
@@ -84,11 +92,22 @@ def test_every_mapped_error_is_openais_shape_and_transient_ones_say_when_to_try_
     for cls in error_classes():
         answer = error_answer(made(cls))
         error = json.loads(answer.body)["error"]
-        assert set(error) == {"message", "type", "param", "code"}
+        own = set(DETAILS) if isinstance(made(cls), VoucherRequiredError) else set[str]()
+        assert set(error) == {"message", "type", "param", "code"} | own
         assert error["message"]
         if answer.status != 500:
             assert (b"retry-after" in dict(answer.headers)) == cls.transient, cls
         assert error_event(made(cls)).endswith(b"\n\n")
+
+
+def test_a_missing_voucher_is_demanded_in_full_and_an_empty_allowance_says_when() -> None:
+    demand = error_answer(made(VoucherRequiredError))
+    error = json.loads(demand.body)["error"]
+    assert (demand.status, error["code"], error["type"]) == (402, "voucher_required", "insufficient_quota")
+    assert {name: error[name] for name in DETAILS} == DETAILS
+    allowance = error_answer(made(AllowanceExhaustedError))
+    assert (allowance.status, dict(allowance.headers)[b"retry-after"]) == (402, b"90")
+    assert json.loads(allowance.body)["error"]["code"] == "allowance_exhausted"
 
 
 def test_an_internal_error_says_nothing_of_our_insides() -> None:

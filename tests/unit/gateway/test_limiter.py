@@ -1,28 +1,35 @@
-"""One process's limiter: who waits, who is refused, and what happens when the store is slow, away or forgets."""
+"""One process's limiter: who waits, who is refused, and what happens when the store is slow, away or forgets.
+
+Time stands unless a test moves it, so that nothing refills because the machine is slow.
+"""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from cocoon.clock import SystemClock
+from cocoon.clock import ManualClock
 from gateway.limiter import LimitTerms, SlicedLimiter
 from gateway.limits import LimitState, LimitsUnknownError, RateLimitedError, SpendLimitError
 from gateway.memory_slices import InMemorySlices, InMemorySpend, SharedLimits
-from gateway.slices import Ask, Exchanged, SlicesUnavailableError, SpendAsk, SpendUnavailableError
-from tests.limit_values import Caller, a_limiter, a_principal
+from gateway.permits import SlicedPermit
+from gateway.slices import Ask, Exchanged, SlicesUnavailableError, SpendAsk, SpendBooks, SpendUnavailableError
+from tests import limit_values
+from tests.limit_values import Caller, a_principal
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class FickleStore:
     """A store that can be away, or never answer."""
 
     def __init__(self) -> None:
-        self._store = InMemorySlices(SharedLimits(SystemClock()))
+        self.clock = ManualClock()
+        self._store = InMemorySlices(SharedLimits(self.clock))
         self.away = False
         self.silent = False
         self.exchanges = 0
@@ -47,6 +54,19 @@ class NoBooks:
         raise SpendUnavailableError
 
 
+def a_limiter(store: FickleStore, books: SpendBooks | None = None, **members: Any) -> SlicedLimiter:
+    return limit_values.a_limiter(store, store.clock, books, **members)
+
+
+async def served(limiter: SlicedLimiter, work: Awaitable[SlicedPermit]) -> SlicedPermit:
+    """The permit, with an exchange for whoever waits and none by itself."""
+    asking = asyncio.ensure_future(work)
+    while not asking.done():
+        await asyncio.sleep(0)
+        await limiter.exchange()
+    return asking.result()
+
+
 @contextlib.asynccontextmanager
 async def running(limiter: SlicedLimiter) -> AsyncIterator[SlicedLimiter]:
     task = asyncio.ensure_future(limiter.run())
@@ -58,10 +78,19 @@ async def running(limiter: SlicedLimiter) -> AsyncIterator[SlicedLimiter]:
             await task
 
 
-async def until_shared(limiter: SlicedLimiter, *, shared: bool = True) -> None:
+async def until_shared(limiter: SlicedLimiter) -> None:
     deadline = time.monotonic() + DEADLINE_S
-    while limiter.alone is shared:
+    while limiter.alone:
         assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+async def until_alone(limiter: SlicedLimiter, clock: ManualClock) -> None:
+    """Until the limiter has noticed that its store is away, which it asks for something every so often."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not limiter.alone:
+        assert time.monotonic() < deadline
+        clock.advance(LimitTerms().exchange_s)
         await asyncio.sleep(0.005)
 
 
@@ -79,15 +108,16 @@ async def test_a_key_without_limits_never_asks_anybody() -> None:
 
 async def test_a_warm_slice_admits_without_asking() -> None:
     store = FickleStore()
-    async with running(a_limiter(store)) as limiter:
-        caller = Caller(limiter, a_principal(requests_per_min=10_000))
-        for _ in range(20):
-            await caller.acquire()
-            await asyncio.sleep(0.02)
-        before = store.exchanges
-        for _ in range(5):
-            await caller.acquire()
-        assert store.exchanges == before
+    limiter = a_limiter(store)
+    caller = Caller(limiter, a_principal(requests_per_min=10_000))
+    for _ in range(20):
+        await served(limiter, caller.acquire())
+        store.clock.advance(0.02)
+    await limiter.exchange()
+    before = store.exchanges
+    for _ in range(5):
+        await caller.acquire()
+    assert store.exchanges == before
 
 
 async def test_a_request_that_is_cancelled_while_it_waits_leaves_nothing_behind() -> None:
@@ -133,7 +163,7 @@ async def test_alone_a_process_has_its_part_says_so_once_and_pays_it_back() -> N
             caller = Caller(limiter, a_principal(requests_per_min=400))
             await caller.acquire()
             store.away = True
-            await until_shared(limiter, shared=False)
+            await until_alone(limiter, store.clock)
             passed = 0
             with contextlib.suppress(RateLimitedError):
                 while passed < 400:
@@ -142,7 +172,7 @@ async def test_alone_a_process_has_its_part_says_so_once_and_pays_it_back() -> N
             store.away = False
             await until_shared(limiter)
             state = (await caller.acquire()).state
-    # A slice of 20 at once, and what its part of the rate drips.
+    # A slice of 20 at once, give or take what was held.
     assert 15 <= passed <= 25
     assert state.requests is not None
     assert state.requests.remaining <= 400 - passed
@@ -153,7 +183,7 @@ async def test_alone_at_least_one_request_runs_at_once() -> None:
     store = FickleStore()
     store.away = True
     async with running(a_limiter(store, processes=8)) as limiter:
-        await until_shared(limiter, shared=False)
+        await until_alone(limiter, store.clock)
         caller = Caller(limiter, a_principal(concurrency_max=2))
         permit = await caller.acquire()
         with pytest.raises(RateLimitedError) as caught:
@@ -174,7 +204,7 @@ async def test_alone_what_others_spend_is_unknown_and_a_used_up_limit_is_not() -
     store, books = FickleStore(), InMemorySpend()
     store.away = True
     async with running(a_limiter(store, books=books, processes=2)) as limiter:
-        await until_shared(limiter, shared=False)
+        await until_alone(limiter, store.clock)
         caller = Caller(limiter, a_principal(spend_day_nano_max=1000))
         async with asyncio.timeout(DEADLINE_S):
             while True:

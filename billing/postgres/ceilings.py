@@ -1,0 +1,60 @@
+"""The ceilings of customers with escrows, read under the lock of their accounts."""
+
+import uuid
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from billing.ceilings import Ceiling, EscrowCredit, Withheld, ceiling
+from billing.postgres.pool import Connection, Record
+from billing.postgres.statements import load_statements
+from cocoon.money import Asset
+
+_SQL = load_statements("ceilings.sql")
+
+
+class Room(NamedTuple):
+    """A ceiling, and how much of it nothing was promised of yet. Negative where the ceiling has come down."""
+
+    ceiling: Ceiling
+    nano: int
+
+    def withheld(self, needed_nano: int) -> Withheld:
+        """Why `needed_nano` are not there."""
+        return Withheld(ceiling=self.ceiling, lacking_nano=needed_nano - self.nano)
+
+
+async def read_rooms(connection: Connection, customers: Iterable[uuid.UUID]) -> dict[tuple[uuid.UUID, Asset], Room]:
+    """What may still be promised to customers, whose accounts the caller has locked; none has no ceiling."""
+    rows: dict[uuid.UUID, list[Record]] = {}
+    for row in await connection.fetch(_SQL["read_ceilings"], list(customers)):
+        rows.setdefault(row["customer_id"], []).append(row)
+    return {(customer, Asset.TON): _room(found) for customer, found in rows.items()}
+
+
+def _room(rows: list[Record]) -> Room:
+    first = rows[0]
+    escrows = [_credit(row) for row in rows if row["address"] is not None]
+    unattributed = int(first["unattributed_nano"])
+    left = sum(escrow.deposited_nano - escrow.charged_nano for escrow in escrows) - unattributed
+    found = ceiling(
+        escrows,
+        unattributed_nano=unattributed,
+        other_nano=int(first["held_nano"]) - max(0, left) - int(first["refund_due_nano"]),
+        unsigned_max_nano=first["unsigned_max_nano"],
+        usage_root=first["usage_root"],
+    )
+    return Room(found, found.room_nano - int(first["promised_nano"]))
+
+
+def _credit(row: Record) -> EscrowCredit:
+    return EscrowCredit(
+        address=row["address"],
+        epoch=row["epoch"],
+        closing=row["state"] == "closing",
+        deposited_nano=row["deposited_nano"],
+        settled_nano=row["settled_nano"],
+        charged_nano=row["charged_nano"],
+        signed_nano=row["signed_nano"],
+        allowance_nano=row["allowance_nano"],
+        allow_rate_nano=row["allow_rate_nano"],
+    )
