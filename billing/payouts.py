@@ -8,8 +8,8 @@ Money flow of a worker's earnings (debit -> credit; PROTOCOL §6)::
     withdrawal network_revenue   -> payout_asset       the operator took its fee
 
 A leaf is the cumulative earnings of one wallet: whole nano, because each share was rounded down on the cumulative
-value. An epoch pays no more than the payout contract has received less the highest fee. What is earned beyond it stays payable
-and comes with a later epoch; until then everybody's new earnings are paid in proportion.
+value. An epoch pays no more than the payout contract has received less the highest fee. What is earned beyond it stays
+payable and comes with a later epoch; until then everybody's new earnings are paid in proportion.
 """
 
 import datetime as dt

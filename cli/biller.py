@@ -60,12 +60,9 @@ async def _serve() -> None:
     async with (
         open_pool(database.database_url, application="cocoon-biller") as pool,
         LiteChain(servers, clock, global_id=settings.global_id) as chain,
+        asyncio.TaskGroup() as group,
     ):
-        serving = asyncio.create_task(run_biller(settings, database.database_url, pool, chain, clock), name="biller")
+        serving = group.create_task(run_biller(settings, database.database_url, pool, chain, clock), name="biller")
         for number in (signal.SIGINT, signal.SIGTERM):
             # What is signed is stored: whoever comes next goes on with it.
             asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
-        try:
-            await serving
-        except asyncio.CancelledError:
-            return

@@ -72,9 +72,7 @@ def anchor(payout: Address, origin_hash: bytes, size: int, root: bytes) -> Actio
     return _action(purpose, str(payout), ANCHOR_NANO, PostAnchor(query_id_of(purpose), origin_hash, size, root))
 
 
-def voucher_cell(
-    escrow: Escrow, cumulative_nano: int, usage_root: bytes, *, global_id: int
-) -> escrow_messages.Voucher:
+def voucher_cell(escrow: Escrow, cumulative_nano: int, usage_root: bytes, *, global_id: int) -> escrow_messages.Voucher:
     """What is signed for an escrow."""
     return escrow_messages.Voucher(
         global_id=global_id,

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from billing.ports import BillingError
 from billing.postgres.alarms import Alarms
 from billing.postgres.asked import AskedFor
 from billing.postgres.escrows import Escrows
@@ -18,13 +19,12 @@ from billing.postgres.payouts import Payouts
 from billing.postgres.pool import Pool
 from billing.postgres.stakes import Stakes
 from billing.postgres.turn import Turn, TurnLostError, turn
-from billing.ports import BillingError
 from billing.settlement.actions import Action
 from billing.settlement.plan import AnchorPlan, EpochPlan, SettlePlan, SettlePolicy
 from billing.settlement.settings import BillerSettings
 from billing.settlement.watch import EscrowWatcher, PayoutWatcher, StakeWatcher
 from billing.ton.chain import Chain
-from billing.ton.outbox import Intent, Outbox
+from billing.ton.outbox import Intent, Outbox, WalletEmptyError
 from billing.ton.wallet import OperatorWallet
 from cocoon.clock import Clock
 from cocoon.contracts.codes import code_of
@@ -117,9 +117,8 @@ class Biller:
         """Bring what is under way one step further."""
         try:
             await self._outbox.step()
-        except BillingError as error:
-            if error.code == "chain_wallet_empty":
-                await self._alarms.set("wallet_empty", {"operator": "the operator's wallet cannot pay for what it owes"})
+        except WalletEmptyError:
+            await self._alarms.set("wallet_empty", {"operator": "the wallet cannot pay for what it shall send"})
             raise
         await self._alarms.set("wallet_empty", {})
 
@@ -183,4 +182,4 @@ def _operating(error: BillingError | ExceptionGroup[Exception]) -> BillingError:
     if others is not None or ours is None:
         raise error
     first = ours.exceptions[0]
-    return _operating(first) if isinstance(first, ExceptionGroup) else first  # pyright: ignore[reportReturnType]
+    return _operating(first) if isinstance(first, ExceptionGroup) else first

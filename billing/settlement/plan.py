@@ -1,4 +1,4 @@
-"""What the biller wants from the chain now, decided anew each time from the books: settle, finalize, root, claims, anchor.
+"""What the biller wants from the chain now, decided anew each time from the books.
 
 Nothing here sends; `billing.settlement.biller` hands what is wanted to the outbox.
 """
@@ -83,9 +83,10 @@ class SettlePlan:
         )
         promised = 0 if session is None else min(session.cumulative_nano, escrow.deposited_nano)
         allowed = min(escrow.charged_nano, escrow.settled_nano + escrow.allowance_nano(now))
-        if self._key is not None and escrow.terms.operator_key == self._key.public_key().public_bytes_raw():
-            if allowed > max(promised, escrow.settled_nano):
-                return await self._sign(escrow, self._key), allowed - escrow.settled_nano
+        key = self._key
+        ours = key is not None and escrow.terms.operator_key == key.public_key().public_bytes_raw()
+        if key is not None and ours and allowed > max(promised, escrow.settled_nano):
+            return await self._sign(escrow, key), allowed - escrow.settled_nano
         return (session, promised - escrow.settled_nano) if promised > escrow.settled_nano else (None, 0)
 
     async def _sign(self, escrow: Escrow, key: Ed25519PrivateKey) -> Voucher:
@@ -109,7 +110,7 @@ def deadline_alarm(escrow: Escrow, now: int) -> dict[str, str]:
 
 
 class EpochPlan:
-    """Epochs: when one is due, every voucher is settled first; then it is fixed, posted, and its claims are submitted."""
+    """Epochs: when one is due, every voucher is settled first; then it is fixed and posted, and claimed from."""
 
     def __init__(self, payouts: Payouts, clock: Clock, *, payout: Address, epoch_s: float, claim_min_nano: int) -> None:
         self._payouts = payouts
@@ -125,10 +126,8 @@ class EpochPlan:
         """Whether the next epoch waits for its vouchers."""
         last = await self._payouts.last_epoch()
         now = self._clock.monotonic()
-        due = now >= self._not_before and (
-            last is None
-            or (last.active_at is not None and self._clock.now() - last.created_at >= dt.timedelta(seconds=self._epoch_s))
-        )
+        old = last is None or self._clock.now() - last.created_at >= dt.timedelta(seconds=self._epoch_s)
+        due = now >= self._not_before and old and (last is None or last.active_at is not None)
         if not due:
             self._due_since = None
         elif self._due_since is None:
@@ -175,9 +174,7 @@ class EpochPlan:
 def open_claims(payees: Sequence[Payee], claim_min_nano: int) -> list[Payee]:
     """Those who are due enough to be worth the gas of a claim."""
     return [
-        payee
-        for payee in payees
-        if payee.leaf_nano - payee.claimed_nano + payee.owed_nano >= max(1, claim_min_nano)
+        payee for payee in payees if payee.leaf_nano - payee.claimed_nano + payee.owed_nano >= max(1, claim_min_nano)
     ]
 
 
