@@ -17,7 +17,8 @@ def escrow_config(**changes: object) -> EscrowConfig:
     key = KEY.public_key().public_bytes_raw()
     given = dict[str, object](
         client=Address(0, b"\x01" * 32), operator=Address(0, b"\x02" * 32), payout=Address(0, b"\x03" * 32),
-        voucher_key=key, operator_key=OPERATOR_KEY.public_key().public_bytes_raw(), challenge_s=86_400, epoch=1, allow_max_nano=100, allow_rate_nano=2,
+        voucher_key=key, operator_key=OPERATOR_KEY.public_key().public_bytes_raw(),
+        challenge_s=86_400, epoch=1, allow_max_nano=100, allow_rate_nano=2,
         salt=NO_HASH,
     )  # fmt: skip
     return EscrowConfig(**{**given, **changes})  # pyright: ignore[reportArgumentType]

@@ -7,26 +7,13 @@ from typing import Any, Protocol, cast
 import asyncpg
 
 from audit.errors import LogUnavailableError
+from audit.postgres.transient import TRANSIENT
 
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 12.0
 ACQUIRE_TIMEOUT_S = 5.0
 
 Record = Mapping[str, Any]
-
-_UNAVAILABLE = (
-    OSError,  # refused, reset, timed out
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.TransactionRollbackError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.IdleSessionTimeoutError,
-    asyncpg.UndefinedTableError,  # the migrations have not run yet
-)
 
 
 class Writer(Protocol):
@@ -101,5 +88,5 @@ def translated() -> Generator[None]:
     """Raise `LogUnavailableError` for what time may heal; let programmers' errors through."""
     try:
         yield
-    except _UNAVAILABLE as error:
+    except TRANSIENT as error:
         raise LogUnavailableError from error

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, cast
 
 import asyncpg
 
+from audit.postgres.transient import TRANSIENT
 from billing.ports import LedgerUnavailableError, RecordRefusedError
 
 POOL_CONNECTIONS_MAX = 8
@@ -25,19 +26,6 @@ COMMAND_TIMEOUT_S = STATEMENT_TIMEOUT_S + 2.0
 CLOSE_TIMEOUT_S = 2.0
 
 Record = Mapping[str, Any]
-
-_TRANSIENT = (
-    OSError,  # includes TimeoutError and every refused or reset connection
-    asyncpg.InterfaceError,  # the connection or the pool is closed
-    asyncpg.InternalClientError,  # the protocol was cut in the middle
-    asyncpg.PostgresConnectionError,  # class 08
-    asyncpg.TransactionRollbackError,  # class 40: deadlock, serialization
-    asyncpg.InsufficientResourcesError,  # class 53
-    asyncpg.LockNotAvailableError,  # 55P03
-    asyncpg.OperatorInterventionError,  # class 57: shutting down, starting up, statement timeout
-    asyncpg.IdleInTransactionSessionTimeoutError,  # 25P03
-    asyncpg.UndefinedTableError,  # the migrations have not run yet
-)
 
 
 class DuplicateRecordError(RecordRefusedError):
@@ -191,7 +179,7 @@ def translated() -> Generator[None]:
         yield
     except asyncpg.UniqueViolationError as error:
         raise DuplicateRecordError(f"{type(error).__name__}: {error}") from error
-    except _TRANSIENT as error:
+    except TRANSIENT as error:
         raise LedgerUnavailableError(f"{type(error).__name__}: {error}") from error
     except asyncpg.PostgresError as error:
         raise RecordRefusedError(f"{type(error).__name__}: {error}") from error

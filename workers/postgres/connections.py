@@ -6,6 +6,7 @@ from typing import Any, Protocol, cast
 
 import asyncpg
 
+from audit.postgres.transient import TRANSIENT
 from workers.errors import EnrolmentStoreUnavailableError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -13,18 +14,6 @@ COMMAND_TIMEOUT_S = 10.0
 ACQUIRE_TIMEOUT_S = 5.0
 
 Record = Mapping[str, Any]
-
-_UNAVAILABLE = (
-    OSError,  # refused, reset, timed out
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.TransactionRollbackError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.UndefinedTableError,  # the migrations have not run yet
-)
 
 
 class Connection(Protocol):
@@ -92,5 +81,5 @@ def translated() -> Generator[None]:
     """Raise `EnrolmentStoreUnavailableError` for what time may heal; let programmers' errors through."""
     try:
         yield
-    except _UNAVAILABLE as error:
+    except TRANSIENT as error:
         raise EnrolmentStoreUnavailableError from error
