@@ -22,7 +22,7 @@ from cocoon.clock import SystemClock
 def command(context: click.Context) -> None:
     """Watch deposits, settle vouchers, post epochs and pay workers. A second one stands by.
 
-    Told by COCOON_DATABASE_URL, COCOON_LITESERVERS, COCOON_PAYOUT_ADDRESS, COCOON_BILLER_WALLET_KEY_FILE,
+    Told by COCOON_DATABASE_URL, COCOON_LITESERVERS, COCOON_PAYOUT_CONTRACT, COCOON_BILLER_WALLET_KEY_FILE,
     COCOON_VOUCHER_KEY_FILE, COCOON_OPERATOR_KEY, COCOON_GLOBAL_ID, COCOON_EPOCH_S, COCOON_SETTLE_MIN and
     COCOON_CLAIM_MIN (docs/settlement.md).
     """

@@ -59,7 +59,7 @@ class EscrowConfig(Record, frozen=True):
     both. The allowance fills by `allow_rate_nano` a second up to `allow_max_nano`; both together have 20 bytes at most.
     """
 
-    LAYOUT = (ADDRESS, ADDRESS, (ADDRESS, KEY, KEY), uint(32), uint(32), COINS, COINS, HASH)
+    LAYOUT = (ADDRESS, ADDRESS, (ADDRESS, KEY, KEY), uint(32), uint(32), COINS, COINS, (HASH,))
 
     client: Address
     operator: Address
