@@ -56,7 +56,7 @@ class EscrowConfig(Record, frozen=True):
     """What an escrow is hashed from, so that its address is its terms.
 
     `voucher_key` signs session vouchers, `operator_key` delegated ones and co-signed closes; one may be zeros, not
-    both. The allowance fills by `allow_rate_nano` a second up to `allow_max_nano`; both together have 20 bytes at most.
+    both. The allowance fills by `allow_rate_nano` a second up to `allow_max_nano`.
     """
 
     LAYOUT = (ADDRESS, ADDRESS, (ADDRESS, KEY, KEY), uint(32), uint(32), COINS, COINS, (HASH,))
