@@ -11,16 +11,16 @@ SELECT PG_TRY_ADVISORY_LOCK($1::bigint);
 SELECT 1;
 
 -- name: asked
--- How often each of purposes $2 was asked for by wallet $1, how often that is still open, and the seconds since the last
--- one was executed. A key is its purpose, `#`, and a number.
+-- How often each of purposes $2 was asked for by wallet $1, how often that is still open, and the seconds since one was
+-- last executed. A key is its purpose, `#`, and a number.
 SELECT
-    split_part(key, '#', 1) AS purpose,
-    count(*) AS times,
-    count(*) FILTER (WHERE delivered_lt IS NULL AND attempts < $3) AS still_open,
-    extract(EPOCH FROM now() - max(delivered_at))::double precision AS executed_ago_s
+    SPLIT_PART(key, '#', 1) AS purpose,
+    COUNT(*) AS times,
+    COUNT(*) FILTER (WHERE delivered_lt IS NULL AND attempts < $3) AS still_open,
+    EXTRACT(EPOCH FROM NOW() - MAX(delivered_at))::double precision AS executed_ago_s
 FROM chain_intents
-WHERE wallet = $1 AND split_part(key, '#', 1) = any($2::text[])
-GROUP BY split_part(key, '#', 1);
+WHERE wallet = $1 AND SPLIT_PART(key, '#', 1) = ANY($2::text[])
+GROUP BY SPLIT_PART(key, '#', 1);
 
 -- name: raise_alarm
 -- Whether it is new: an open one keeps its time and gets the new detail.
@@ -31,8 +31,8 @@ RETURNING (xmax = 0) AS is_new;
 
 -- name: clear_alarms
 -- Alarms of kind $1 whose subjects are not among $2 any more.
-UPDATE biller_alarms SET cleared_at = now()
-WHERE kind = $1 AND cleared_at IS NULL AND subject <> all($2::text[])
+UPDATE biller_alarms SET cleared_at = NOW()
+WHERE kind = $1 AND cleared_at IS NULL AND subject <> ALL($2::text[])
 RETURNING subject;
 
 -- name: open_alarms

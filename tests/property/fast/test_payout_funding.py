@@ -20,7 +20,7 @@ def test_an_epoch_pays_all_that_is_due_or_all_that_it_has(due: dict[uuid.UUID, i
 @given(due=DUE, budget=st.integers(0, 10**19))
 def test_whoever_is_due_as_much_gets_as_much_but_for_one_nano(due: dict[uuid.UUID, int], budget: int) -> None:
     given_ = funded(due, budget)
-    for first in due:
-        for second in due:
-            if due[first] == due[second]:
+    for first, nano in due.items():
+        for second, other in due.items():
+            if nano == other:
                 assert abs(given_.get(first, 0) - given_.get(second, 0)) <= 1
