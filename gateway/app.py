@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import random
 import socket
@@ -45,12 +46,14 @@ from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
 from gateway.collateral import CollateralKeeper
+from gateway.escrows import CHALLENGE_S_MIN, EscrowDesk, EscrowRules
 from gateway.evidence_desk import EvidenceDesk
 from gateway.http.account import AccountController
 from gateway.http.admin import AdminController, OrganisationsController
 from gateway.http.attestation import AttestationController
 from gateway.http.bodies import BodyRoom
 from gateway.http.errors import error_answer, explained
+from gateway.http.escrows import EscrowsController
 from gateway.http.health import healthz, readyz
 from gateway.http.inference import serve_inference
 from gateway.http.log import LogController
@@ -113,6 +116,7 @@ TABLES_S_MAX = 5.0
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
     LogController, ReceiptsController, ManifestsController, WorkersController, WalletsController, AttestationController,
+    EscrowsController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -216,6 +220,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             receipts=_receipt_desk(settings, pool, recoveries, signer, clock),
             pool=pool, signer=signer, log_reader=LogReader(pool), log_verifier=log_signer.verifier,
             wallets=_wallet_door(settings, pool, network_secret, clock, rng),
+            escrows=EscrowDesk(pool, _escrow_rules(settings), clock, rng),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
@@ -308,6 +313,25 @@ def _wallet_door(settings: Settings, pool: Pool, network_secret: bytes, clock: C
     )  # fmt: skip
 
 
+def _escrow_rules(settings: Settings) -> EscrowRules | None:
+    """None where the operator's wallet or payout contract is not named: then no escrow is taken."""
+    escrows = settings.escrows
+    if escrows is None:
+        return None
+    # The operator has to hear of a close request, have its leases back and settle (PROTOCOL §6).
+    least = 4 * (settings.lease_ttl_s + settings.request_s_max + _recovery_s(settings))
+    return EscrowRules(
+        global_id=settings.global_id, operator=escrows.operator, payout=escrows.payout,
+        operator_key=escrows.operator_key,
+        challenge_s_min=escrows.challenge_s_min or max(CHALLENGE_S_MIN, math.ceil(least)),
+    )  # fmt: skip
+
+
+def _recovery_s(settings: Settings) -> float:
+    """The longest request, and the longest that its settlement is retried (PROTOCOL §6)."""
+    return settings.request_s_max + SETTLE_S_MAX
+
+
 def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Random) -> LeasedLedger:
     return LeasedLedger(
         PostgresLedger(pool),
@@ -319,8 +343,7 @@ def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Ran
             ttl_s=settings.lease_ttl_s,
             margin_s=settings.lease_ttl_s * LEASE_MARGIN_PART,
             idle_s=settings.lease_idle_s,
-            # The longest request, and the longest that its settlement is retried (PROTOCOL §6).
-            recovery_s=settings.request_s_max + SETTLE_S_MAX,
+            recovery_s=_recovery_s(settings),
         ),
     )
 

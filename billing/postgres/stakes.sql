@@ -4,8 +4,9 @@
 -- The stake at address $1 is worker $2's: its keyset names it. A stake belongs to whoever enrolled with it last.
 INSERT INTO stakes (address, worker_id)
 VALUES ($1, $2)
-ON CONFLICT ON CONSTRAINT stakes_pkey DO UPDATE SET worker_id = excluded.worker_id
-WHERE stakes.worker_id <> excluded.worker_id;
+ON CONFLICT (address) DO UPDATE
+    SET worker_id = excluded.worker_id
+    WHERE stakes.worker_id <> excluded.worker_id;
 
 -- name: list_stakes
 SELECT

@@ -28,6 +28,7 @@ from gateway.errors import (
     PriceLimitError,
     UpstreamRefusedError,
 )
+from gateway.escrows import EscrowsOffError, EscrowTermsError, VoucherRefusedError
 from gateway.headers import limit_headers
 from gateway.idempotency import IdempotencyConflictError, InFlightError, NotReplayableError
 from gateway.limits import LimitsUnknownError, RateLimitedError, SpendLimitError
@@ -67,6 +68,8 @@ _PASSED_ON = frozenset({400, 404, 413, 415, 422})
 STATUS: dict[type[CocoonError], tuple[int, str]] = {
     InvalidRequestError: (400, "invalid_request_error"),
     PriceLimitError: (400, "invalid_request_error"),
+    EscrowTermsError: (400, "invalid_request_error"),
+    VoucherRefusedError: (400, "invalid_request_error"),
     MissingKeyError: (401, "invalid_request_error"),
     InvalidKeyError: (401, "invalid_request_error"),
     ExpiredKeyError: (401, "invalid_request_error"),
@@ -79,6 +82,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     ProofRefusedError: (403, "invalid_request_error"),
     WalletError: (403, "invalid_request_error"),
     WalletsOffError: (403, "invalid_request_error"),
+    EscrowsOffError: (403, "invalid_request_error"),
     ChallengeRefusedError: (403, "invalid_request_error"),
     ForeignNetworkError: (403, "invalid_request_error"),
     WalletBarredError: (403, "invalid_request_error"),

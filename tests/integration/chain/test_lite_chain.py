@@ -190,6 +190,17 @@ async def test_a_lie_about_an_account_is_found_out(broken_chain: LocalChain, own
     assert (await own.account(lied_about, block)).balance_nano == TON
 
 
+async def test_an_account_cannot_be_hidden(broken_chain: LocalChain, own: LiteChain) -> None:
+    hidden = somebody("hidden")
+    block = await reached(own, broken_chain.faucet(hidden, TON).seqno)
+    broken_chain.fault(hide=str(hidden))
+
+    with pytest.raises(ChainProofError):
+        await own.account(hidden, block)
+    broken_chain.fault(clear=True)
+    assert (await own.account(hidden, block)).balance_nano == TON
+
+
 async def test_a_head_never_goes_back_and_one_that_is_far_behind_is_none(
     broken_chain: LocalChain, own: LiteChain
 ) -> None:

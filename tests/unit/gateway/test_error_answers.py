@@ -41,7 +41,8 @@ INTERNAL = {
     # Of sealed requests, which only clients and agents open.
     "ReplayedError", "UnopenableError",
     # Between the biller, commands and the chain; no request waits for those.
-    "ChainContradictionError", "ChainProofError", "ChainUnavailableError", "MessageRefusedError",
+    "ChainContradictionError", "ChainProofError", "ChainUnavailableError", "ForeignChainError", "LaggingError",
+    "MessageRefusedError", "WalletEmptyError", "WalletStateError",
     # Between the gateway and the receivers of alerts.
     "WebhookAddressError", "WebhookFailedError",
 }  # fmt: skip
