@@ -34,6 +34,8 @@ from billing.postgres.partitions import ensure_partitions
 from billing.postgres.pool import Pool, open_pool
 from billing.postgres.prices import load_price_book
 from billing.postgres.recoveries import Recoveries
+from billing.ton.chain import Chain
+from billing.ton.wallet_keys import ChainWalletKeys
 from cocoon import openai
 from cocoon.checkpoints import NoteSigner
 from cocoon.clock import Clock, SystemClock, system_random
@@ -219,7 +221,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             pipeline=pipeline,
             receipts=_receipt_desk(settings, pool, recoveries, signer, clock),
             pool=pool, signer=signer, log_reader=LogReader(pool), log_verifier=log_signer.verifier,
-            wallets=_wallet_door(settings, pool, network_secret, clock, rng),
+            wallets=_wallet_door(settings, pool, network_secret, clock, rng, await _chain(stack, settings, clock)),
             escrows=EscrowDesk(pool, _escrow_rules(settings), clock, rng),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
@@ -306,10 +308,23 @@ def _log_signer(settings: Settings) -> NoteSigner:
     return NoteSigner(settings.log.origin, Ed25519PrivateKey.from_private_bytes(seed))
 
 
-def _wallet_door(settings: Settings, pool: Pool, network_secret: bytes, clock: Clock, rng: random.Random) -> WalletDoor:
+async def _chain(stack: contextlib.AsyncExitStack, settings: Settings, clock: Clock) -> Chain | None:
+    """The chain, where liteservers are named; it connects when it is first asked."""
+    if settings.liteservers is None:
+        return None
+    # 20 MB of a process that many gateways do not need.
+    from billing.ton.liteclient import LiteChain  # noqa: PLC0415  as above
+
+    return await stack.enter_async_context(LiteChain(settings.liteservers, clock, global_id=settings.global_id))
+
+
+def _wallet_door(
+    settings: Settings, pool: Pool, network_secret: bytes, clock: Clock, rng: random.Random, chain: Chain | None
+) -> WalletDoor:
     return WalletDoor(
         Challenges(network_secret, clock, rng), WalletKeyStore(pool, clock, rng), clock,
         domains=settings.wallet_domains, global_id=settings.global_id,
+        keys=None if chain is None else ChainWalletKeys(chain),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 
 from attestation.policy import POLICY_BYTES_MAX
+from billing.ton.settings import Liteserver, liteservers_setting
 from cocoon.addresses import Address
 from cocoon.canonical import from_base64url
 from cocoon.checkpoints import is_key_name
@@ -126,7 +127,8 @@ class EscrowSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway's configuration; durations in seconds.
 
-    `wallet_domains` are those that wallets may sign for to get a worker key; without any they get none.
+    `wallet_domains` are those that wallets may sign for to get a worker key; without any they get none. `liteservers`
+    are where the chain is read, None where there is no chain.
     `gateway_key` (64 hexadecimal digits) signs tickets by the operator's `delegation`; both are None in development
     where nothing was said.
     """
@@ -157,6 +159,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     receipt_days: int
     attestation: AttestationSettings
     wallet_domains: tuple[str, ...]
+    liteservers: tuple[Liteserver, ...] | None = None
     escrows: EscrowSettings | None = None
 
     @property
@@ -207,6 +210,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         log=read_log(env, bytes.fromhex(secret), global_id),
         attestation=_attestation(env),
         wallet_domains=_wallet_domains(env),
+        liteservers=liteservers_setting(env),
         escrows=_escrows(env, global_id),
     )
 

@@ -8,6 +8,7 @@ from billing.ceilings import VoucherRequiredError
 from billing.escrows import EscrowConflictError, StaleVoucherError, UnknownEscrowError
 from billing.ports import InsufficientCreditError, LedgerUnavailableError, TransferConflictError
 from billing.postgres.adjustments import TransferTimeError
+from billing.ton.chain import ChainError
 from cocoon import openai
 from cocoon.errors import CocoonError
 from cocoon.sealed import CONTENT_TYPE
@@ -120,6 +121,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     OverloadedError: (503, "server_error"),
     SigningUnavailableError: (503, "server_error"),
     LedgerUnavailableError: (503, "server_error"),
+    ChainError: (503, "server_error"),
     LogUnavailableError: (503, "server_error"),
     LimitsUnknownError: (503, "server_error"),
     KeysStaleError: (503, "server_error"),
@@ -133,6 +135,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
 PUBLIC_MESSAGES: dict[type[CocoonError], str] = {
     LedgerUnavailableError: "Billing is temporarily unavailable; nothing was charged. Try again shortly.",
     OverloadedError: "The gateway is at its limit. Try again shortly.",
+    ChainError: "The chain cannot be read right now. Try again shortly.",
     KeysStaleError: "API keys cannot be checked right now. Try again shortly.",
 }
 """Where the internal message is not the public one."""

@@ -22,6 +22,7 @@ from billing.ton.outbox import Intent, Outbox
 from billing.ton.proofs import ForeignChainError
 from billing.ton.settings import Liteserver, liteservers_setting, read_liteservers
 from billing.ton.wallet import OperatorWallet
+from billing.ton.wallet_keys import ChainWalletKeys
 from billing.ton.wallet_messages import Transfer
 from cli.dev.address import free_port
 from cocoon.addresses import Address
@@ -40,9 +41,12 @@ def somebody(name: str) -> Address:
     return Address(0, hashlib.sha256(f"lite:{name}".encode()).digest())
 
 
+def key_of(name: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"operator:{name}".encode()).digest())
+
+
 def operator(name: str) -> OperatorWallet:
-    seed = hashlib.sha256(f"operator:{name}".encode()).digest()
-    return OperatorWallet(Ed25519PrivateKey.from_private_bytes(seed), global_id=GLOBAL_ID)
+    return OperatorWallet(key_of(name), global_id=GLOBAL_ID)
 
 
 def lite(chain: LocalChain, *, answer_s: float = 30.0) -> LiteChain:
@@ -142,6 +146,20 @@ async def test_intents_arrive_and_the_past_is_proven(local_chain: LocalChain, sh
     assert {one.destination for one in past[0].outgoing} == {somebody(f"arrive2:{number}") for number in range(7)}
     assert all(one.succeeded for one in past[:3])
     assert await shared.transactions(somebody("nothing")) == []
+
+
+async def test_a_deployed_wallets_key_is_read_from_its_proven_data(local_chain: LocalChain, shared: LiteChain) -> None:
+    wallet, store = operator("key"), MemoryOutbox()
+    keys = ChainWalletKeys(shared)
+    await reached(shared, local_chain.faucet(wallet.address, 10 * TON).seqno)
+    before = await keys.wallet(wallet.address)
+    await store.enqueue(payments("key", 1))
+    await emptied(shared, store, wallet)
+    found = await keys.wallet(wallet.address)
+
+    assert before is None
+    assert found is not None
+    assert found.public_key == key_of("key").public_key().public_bytes_raw()
 
 
 async def test_more_transactions_than_one_answer_has_are_joined(local_chain: LocalChain, shared: LiteChain) -> None:
