@@ -85,7 +85,7 @@ lock:
 		--extra gateway --extra worker --extra llama --extra dev -c requirements.lock -o requirements-dev.lock
 
 contracts: contracts/node_modules/.package-lock.json  ## compiles contracts/src into cocoon/contracts/code (Node.js 20 or newer)
-	cd contracts && node build.mjs
+	cd contracts && node build.mjs && CONTRACTS_WRITE=1 node --test tests/vectors.test.mjs
 
 contracts/node_modules/.package-lock.json: contracts/package-lock.json
 	cd contracts && npm ci --ignore-scripts --no-audit --no-fund

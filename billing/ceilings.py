@@ -93,13 +93,11 @@ class EscrowCredit(msgspec.Struct, frozen=True, kw_only=True):
 class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
     """How much more may be charged, leases and recovery included, and which escrow says so.
 
-    `charged_nano` is what `escrow` was charged. `escrow` None: every escrow is used up or may be, and the balance is
-    the limit.
+    `escrow` None: every escrow is used up or may be, and the balance is the limit.
     """
 
     room_nano: int
     escrow: EscrowCredit | None = None
-    charged_nano: int = 0
     usage_root: bytes = bytes(32)
 
     def refusal(self, lacking_nano: int) -> InsufficientCreditError:
@@ -109,18 +107,21 @@ class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
         if escrow.closing:
             return EscrowClosingError("the escrow is being closed; open another one")
         if escrow.signed_nano is not None:
-            return VoucherRequiredError(
-                VoucherDemand(
-                    escrow=escrow.address,
-                    epoch=escrow.epoch,
-                    cumulative_nano=max(self.charged_nano, escrow.signed_nano),
-                    usage_root=self.usage_root,
-                )
-            )
+            return VoucherRequiredError(demand_of(escrow, self.usage_root))
         if not escrow.allow_rate_nano:
             return AllowanceExhaustedError(RETRY_S_MAX)
         wait_s = math.ceil(lacking_nano / escrow.allow_rate_nano)
         return AllowanceExhaustedError(min(RETRY_S_MAX, max(1, wait_s)))
+
+
+def demand_of(escrow: EscrowCredit, usage_root: bytes) -> VoucherDemand:
+    """What the client of an escrow should sign now; no less than it has signed."""
+    return VoucherDemand(
+        escrow=escrow.address,
+        epoch=escrow.epoch,
+        cumulative_nano=max(escrow.charged_nano, escrow.signed_nano or 0),
+        usage_root=usage_root,
+    )
 
 
 class Withheld(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +135,16 @@ class Withheld(msgspec.Struct, frozen=True, kw_only=True):
         return self.ceiling.refusal(self.lacking_nano)
 
 
+def attributed(escrows: Sequence[EscrowCredit], unattributed_nano: int) -> list[EscrowCredit]:
+    """The escrows, the oldest first, with what they will be charged of charges that none has yet."""
+    found: list[EscrowCredit] = []
+    for escrow in escrows:
+        given = max(0, min(unattributed_nano, escrow.deposited_nano - escrow.charged_nano))
+        unattributed_nano -= given
+        found.append(msgspec.structs.replace(escrow, charged_nano=escrow.charged_nano + given))
+    return found
+
+
 def ceiling(
     escrows: Sequence[EscrowCredit], *, unattributed_nano: int, other_nano: int, unsigned_max_nano: int,
     usage_root: bytes = bytes(32),
@@ -144,12 +155,9 @@ def ceiling(
     brought, as it would be once those charges are given to the escrows.
     """
     room = 0
-    for escrow in escrows:
-        given = max(0, min(unattributed_nano, escrow.deposited_nano - escrow.charged_nano))
-        unattributed_nano -= given
-        charged = escrow.charged_nano + given
-        cap = charged if escrow.closing else escrow.cap_nano(unsigned_max_nano)
-        room += max(0, cap - charged)
+    for escrow in attributed(escrows, unattributed_nano):
+        cap = escrow.cap_nano(unsigned_max_nano)
+        room += max(0, cap - escrow.charged_nano)
         if cap < escrow.deposited_nano:
-            return Ceiling(room_nano=room, escrow=escrow, charged_nano=charged, usage_root=usage_root)
+            return Ceiling(room_nano=room, escrow=escrow, usage_root=usage_root)
     return Ceiling(room_nano=room + max(0, other_nano))

@@ -130,6 +130,17 @@ def read_state_init(raw: bytes) -> StateInit:
     return StateInit(form.kind, root.hash, key)
 
 
+def owner_key(code_hash: bytes, data: Cell) -> bytes | None:
+    """The key that a deployed wallet obeys now; None where it is none that we know, or obeys no signature.
+
+    Plugins and extensions that were added since stand in references; they do not matter to whose wallet it is.
+    """
+    form = next((form for form in FORMS if form.code_hash == code_hash), None)
+    if form is None or data.bits != form.bits or (form.kind == "v5r1" and not data.read(0, 1)):
+        return None
+    return data.read(form.key_offset, _KEY_BITS).to_bytes(_KEY_BITS // 8, "big")
+
+
 def state_init_of(kind: WalletKind, public_key: bytes, *, global_id: int) -> Cell:
     """The state init of the wallet that common wallet apps make for a key. Only v5r1 depends on the network."""
     key = int.from_bytes(public_key, "big"), _KEY_BITS

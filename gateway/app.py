@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import random
 import socket
@@ -33,6 +34,8 @@ from billing.postgres.partitions import ensure_partitions
 from billing.postgres.pool import Pool, open_pool
 from billing.postgres.prices import load_price_book
 from billing.postgres.recoveries import Recoveries
+from billing.ton.chain import Chain
+from billing.ton.wallet_keys import ChainWalletKeys
 from cocoon import openai
 from cocoon.checkpoints import NoteSigner
 from cocoon.clock import Clock, SystemClock, system_random
@@ -45,12 +48,14 @@ from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.client import Limits
 from gateway.collateral import CollateralKeeper
+from gateway.escrows import CHALLENGE_S_MIN, EscrowDesk, EscrowRules
 from gateway.evidence_desk import EvidenceDesk
 from gateway.http.account import AccountController
 from gateway.http.admin import AdminController, OrganisationsController
 from gateway.http.attestation import AttestationController
 from gateway.http.bodies import BodyRoom
 from gateway.http.errors import error_answer, explained
+from gateway.http.escrows import EscrowsController
 from gateway.http.health import healthz, readyz
 from gateway.http.inference import serve_inference
 from gateway.http.log import LogController
@@ -113,6 +118,7 @@ TABLES_S_MAX = 5.0
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
     LogController, ReceiptsController, ManifestsController, WorkersController, WalletsController, AttestationController,
+    EscrowsController,
 )  # fmt: skip
 log = structlog.get_logger()
 
@@ -215,7 +221,8 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             pipeline=pipeline,
             receipts=_receipt_desk(settings, pool, recoveries, signer, clock),
             pool=pool, signer=signer, log_reader=LogReader(pool), log_verifier=log_signer.verifier,
-            wallets=_wallet_door(settings, pool, network_secret, clock, rng),
+            wallets=_wallet_door(settings, pool, network_secret, clock, rng, await _chain(stack, settings, clock)),
+            escrows=EscrowDesk(pool, _escrow_rules(settings), clock, rng),
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
@@ -301,11 +308,43 @@ def _log_signer(settings: Settings) -> NoteSigner:
     return NoteSigner(settings.log.origin, Ed25519PrivateKey.from_private_bytes(seed))
 
 
-def _wallet_door(settings: Settings, pool: Pool, network_secret: bytes, clock: Clock, rng: random.Random) -> WalletDoor:
+async def _chain(stack: contextlib.AsyncExitStack, settings: Settings, clock: Clock) -> Chain | None:
+    """The chain, where liteservers are named; it connects when it is first asked."""
+    if settings.liteservers is None:
+        return None
+    # 20 MB of a process that many gateways do not need.
+    from billing.ton.liteclient import LiteChain  # noqa: PLC0415  as above
+
+    return await stack.enter_async_context(LiteChain(settings.liteservers, clock, global_id=settings.global_id))
+
+
+def _wallet_door(
+    settings: Settings, pool: Pool, network_secret: bytes, clock: Clock, rng: random.Random, chain: Chain | None
+) -> WalletDoor:
     return WalletDoor(
         Challenges(network_secret, clock, rng), WalletKeyStore(pool, clock, rng), clock,
         domains=settings.wallet_domains, global_id=settings.global_id,
+        keys=None if chain is None else ChainWalletKeys(chain),
     )  # fmt: skip
+
+
+def _escrow_rules(settings: Settings) -> EscrowRules | None:
+    """None where the operator's wallet or payout contract is not named: then no escrow is taken."""
+    escrows = settings.escrows
+    if escrows is None:
+        return None
+    # The operator has to hear of a close request, have its leases back and settle (PROTOCOL §6).
+    least = 4 * (settings.lease_ttl_s + settings.request_s_max + _recovery_s(settings))
+    return EscrowRules(
+        global_id=settings.global_id, operator=escrows.operator, payout=escrows.payout,
+        operator_key=escrows.operator_key,
+        challenge_s_min=escrows.challenge_s_min or max(CHALLENGE_S_MIN, math.ceil(least)),
+    )  # fmt: skip
+
+
+def _recovery_s(settings: Settings) -> float:
+    """The longest request, and the longest that its settlement is retried (PROTOCOL §6)."""
+    return settings.request_s_max + SETTLE_S_MAX
 
 
 def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Random) -> LeasedLedger:
@@ -319,8 +358,7 @@ def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Ran
             ttl_s=settings.lease_ttl_s,
             margin_s=settings.lease_ttl_s * LEASE_MARGIN_PART,
             idle_s=settings.lease_idle_s,
-            # The longest request, and the longest that its settlement is retried (PROTOCOL §6).
-            recovery_s=settings.request_s_max + SETTLE_S_MAX,
+            recovery_s=_recovery_s(settings),
         ),
     )
 

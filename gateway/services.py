@@ -10,6 +10,7 @@ from cocoon.checkpoints import NoteVerifier
 from cocoon.clock import Clock
 from gateway.attestor import Attestor
 from gateway.auth import KeyTable
+from gateway.escrows import EscrowDesk
 from gateway.evidence_desk import EvidenceDesk
 from gateway.limiter import SlicedLimiter
 from gateway.pipeline import Pipeline
@@ -35,6 +36,7 @@ class Services:
         tokens: WorkerTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, receipts: ReceiptDesk,
         signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor, attestations: AttestationStore,
         log_reader: LogReader, log_verifier: NoteVerifier, desk: EvidenceDesk,
+        escrows: EscrowDesk,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -58,4 +60,5 @@ class Services:
         self.attestor = attestor
         self.attestations = attestations
         self.desk = desk
+        self.escrows = escrows
         self.stopping = asyncio.Event()

@@ -13,6 +13,8 @@ from typing import Annotated
 import msgspec
 
 from attestation.policy import POLICY_BYTES_MAX
+from billing.ton.settings import Liteserver, liteservers_setting
+from cocoon.addresses import Address
 from cocoon.canonical import from_base64url
 from cocoon.checkpoints import is_key_name
 from cocoon.delegation import operator_of
@@ -21,6 +23,7 @@ from cocoon.errors import CocoonError, MalformedError
 
 _NETWORK_SECRET_BYTES = 32
 _SEED_BYTES = 32
+DEVELOPMENT_CHAIN = -3
 _LOG_KEY_LABEL = b"cocoon/log-key/1\x00"
 
 _LOOPBACK_DOMAINS = ("127.0.0.1", "localhost")
@@ -109,10 +112,23 @@ class AttestationSettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"AttestationSettings(policy_sha256={self.policy_sha256.hex()!r}, required={self.required})"
 
 
+class EscrowSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose escrows count: the operator's wallet, its payout contract, and its settlement key (zeros for none).
+
+    `challenge_s_min` replaces the rule on a development chain; 0 leaves it.
+    """
+
+    operator: Address
+    payout: Address
+    operator_key: bytes
+    challenge_s_min: int
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway's configuration; durations in seconds.
 
-    `wallet_domains` are those that wallets may sign for to get a worker key; without any they get none.
+    `wallet_domains` are those that wallets may sign for to get a worker key; without any they get none. `liteservers`
+    are where the chain is read, None where there is no chain.
     `gateway_key` (64 hexadecimal digits) signs tickets by the operator's `delegation`; both are None in development
     where nothing was said.
     """
@@ -143,6 +159,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     receipt_days: int
     attestation: AttestationSettings
     wallet_domains: tuple[str, ...]
+    liteservers: tuple[Liteserver, ...] | None = None
+    escrows: EscrowSettings | None = None
 
     @property
     def production(self) -> bool:
@@ -192,6 +210,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         log=read_log(env, bytes.fromhex(secret), global_id),
         attestation=_attestation(env),
         wallet_domains=_wallet_domains(env),
+        liteservers=liteservers_setting(env),
+        escrows=_escrows(env, global_id),
     )
 
 
@@ -306,6 +326,25 @@ def _hex(env: Mapping[str, str], name: str) -> bytes:
     if len(value) not in (0, _SEED_BYTES):
         raise SettingsError(f"{name} must be 64 hexadecimal digits")
     return value
+
+
+def _escrows(env: Mapping[str, str], global_id: int) -> EscrowSettings | None:
+    wallet, payout = env.get("COCOON_OPERATOR_WALLET"), env.get("COCOON_PAYOUT_CONTRACT")
+    if bool(wallet) != bool(payout):
+        raise SettingsError("COCOON_OPERATOR_WALLET and COCOON_PAYOUT_CONTRACT go together")
+    if not wallet or not payout:
+        return None
+    challenge_s = int(_number(env, "COCOON_ESCROW_CHALLENGE_S_MIN", 0, high=2**32 - 1))
+    if challenge_s and (env.get("COCOON_ENV") != "development" or global_id != DEVELOPMENT_CHAIN):
+        raise SettingsError("COCOON_ESCROW_CHALLENGE_S_MIN is for the development chain only")
+    try:
+        operator, contract = Address.parse_any(wallet), Address.parse_any(payout)
+    except MalformedError as error:
+        raise SettingsError(f"COCOON_OPERATOR_WALLET and COCOON_PAYOUT_CONTRACT are addresses: {error}") from error
+    return EscrowSettings(
+        operator=operator, payout=contract, challenge_s_min=challenge_s,
+        operator_key=_hex(env, "COCOON_SETTLEMENT_KEY_PUBLIC") or bytes(_SEED_BYTES),
+    )  # fmt: skip
 
 
 def _wallet_domains(env: Mapping[str, str]) -> tuple[str, ...]:

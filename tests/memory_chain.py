@@ -120,14 +120,16 @@ class MemoryChain:
         state = self._states.get(wallet)
         if state is None:
             raise MessageRefusedError("no such account")
-        data = state.data
+        data, code = state.data, None
         if data is None and init is not None and init.address == wallet:
-            data = init.data
+            data, code = init.data, init.code
         if data is None:
             raise MessageRefusedError("the wallet is not deployed")
-        self._obey(wallet, state, data, body, dry=dry)
+        self._obey(wallet, state, data, body, code=code, dry=dry)
 
-    def _obey(self, wallet: Address, state: AccountState, data: Cell, body: Cell, *, dry: bool) -> None:
+    def _obey(
+        self, wallet: Address, state: AccountState, data: Cell, body: Cell, *, code: Cell | None, dry: bool
+    ) -> None:
         held = Slice(data)
         held.uint(1)
         seqno, wallet_id, key = held.uint(32), held.uint(32), held.raw(32)
@@ -147,7 +149,7 @@ class MemoryChain:
             return
         messages = _actions(wallet, said.ref())
         self.put(wallet, Builder().uint(1, 1).uint(seqno + 1, 32).uint(wallet_id, 32).raw(key).uint(0, 1).end(),
-                 balance_nano=state.balance_nano - sum(one.value_nano for one in messages))  # fmt: skip
+                 code=code, balance_nano=state.balance_nano - sum(one.value_nano for one in messages))  # fmt: skip
         incoming = ChainMessage(None, wallet, 0, body)
         self._transactions.setdefault(wallet, []).append(
             ChainTransaction(self.lt, hash_of(self.lt), self.now, True, 0, incoming, tuple(messages))

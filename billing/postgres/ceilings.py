@@ -4,8 +4,8 @@ import uuid
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from billing.ceilings import Ceiling, EscrowCredit, Withheld, ceiling
-from billing.postgres.pool import Connection, Record
+from billing.ceilings import Ceiling, EscrowCredit, Withheld, attributed, ceiling
+from billing.postgres.pool import Connection, Pool, Record, acquired
 from billing.postgres.statements import load_statements
 from cocoon.money import Asset
 
@@ -29,6 +29,25 @@ async def read_rooms(connection: Connection, customers: Iterable[uuid.UUID]) -> 
     for row in await connection.fetch(_SQL["read_ceilings"], list(customers)):
         rows.setdefault(row["customer_id"], []).append(row)
     return {(customer, Asset.TON): _room(found) for customer, found in rows.items()}
+
+
+class Credits(NamedTuple):
+    """A customer's escrows that have a deposit and are not closed, charged with everything that was charged so far."""
+
+    escrows: tuple[EscrowCredit, ...] = ()
+    usage_root: bytes = bytes(32)
+    unsigned_max_nano: int = 0
+
+
+async def read_credits(pool: Pool, customer_id: uuid.UUID) -> Credits:
+    """For showing: what a customer's ceiling is made of. Without a lock, so it is as of a moment ago."""
+    async with acquired(pool) as connection:
+        rows = await connection.fetch(_SQL["read_ceilings"], [customer_id])
+    if not rows:
+        return Credits()
+    escrows = [_credit(row) for row in rows if row["address"] is not None]
+    found = attributed(escrows, int(rows[0]["unattributed_nano"]))
+    return Credits(tuple(found), rows[0]["usage_root"], rows[0]["unsigned_max_nano"])
 
 
 def _room(rows: list[Record]) -> Room:

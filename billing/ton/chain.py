@@ -13,8 +13,8 @@ from billing.ports import BillingError
 from cocoon.addresses import Address
 from cocoon.cells import Cell
 
-TRANSACTIONS_MAX = 256
-"""Most transactions of one question."""
+TRANSACTIONS_MAX = 4096
+"""Most transactions of one question: a batch of payouts brings hundreds of answers back to the wallet."""
 
 
 class ChainError(BillingError):

@@ -9,6 +9,7 @@ and TON's block.tlb for messages. Pure: seqno and time come from the chain. Equa
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -57,6 +58,35 @@ class Transfer(msgspec.Struct, frozen=True):
         else:
             builder.uint(0b11, 2).ref(self.state_init.encode())
         return builder.uint(1, 1).ref(self.body).end()
+
+    @classmethod
+    def decode(cls, cell: Cell) -> Self:
+        """The transfer in a relaxed message that `encode` has made.
+
+        Raises:
+            MalformedError: it was not.
+        """
+        source = Slice(cell)
+        if source.uint(2) != 1:
+            raise MalformedError("not an internal message")
+        bounce = bool(source.uint(1))
+        if source.uint(1) or source.maybe_address() is not None:
+            raise MalformedError("not a message that is to be sent")
+        destination, value_nano = source.address(), source.coins()
+        if source.uint(1) or source.coins() or source.coins() or source.uint(64 + 32):
+            raise MalformedError("not a message of a wallet")
+        state_init = None
+        if source.uint(1):
+            state_init = StateInit.decode(_right(source))
+        body = _right(source)
+        source.end()
+        return cls(destination, value_nano, body, state_init, bounce)
+
+
+def _right(source: Slice) -> Cell:
+    if not source.uint(1):
+        raise MalformedError("what is large stands in a reference")
+    return source.ref()
 
 
 def signed_body(

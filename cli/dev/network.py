@@ -1,6 +1,6 @@
 """What the development network consists of: which services, in which order, and when it is ready.
 
-PostgreSQL and Redis first, then the schema and the seed, then gateway and workers. The chain and the biller join here.
+PostgreSQL, Redis and the chain first, then the schema and the seed, then gateway and workers. The biller joins here.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestation.policy import Deployment
 from attestation.simulation.tee import SimulatedTEE
 from cli.dev.address import LOOPBACK, free_port
+from cli.dev.chain import EmbeddedChain
 from cli.dev.embedded import EmbeddedServer
 from cli.dev.model import development_manifest
 from cli.dev.postgres import EmbeddedPostgres
@@ -91,6 +92,12 @@ class Network:
         self._redis = EmbeddedRedis(
             state.root / "redis", password=secrets.redis_password, port=free_port(ports.redis), marker=marker
         )
+        self._chain = EmbeddedChain(
+            state.root / "chain",
+            port=free_port(ports.chain),
+            control_port=free_port(ports.chain_control),
+            marker=marker,
+        )
         self._worker_ports = {name: free_port(ports.workers.get(name, 0)) for name in WORKERS}
         self._keep_ports()
 
@@ -110,6 +117,8 @@ class Network:
         log = read_log(self._settings.inherited, bytes.fromhex(self._secrets.network_secret), GLOBAL_ID)
         pins = {MODEL: manifest_digest(raw)}
         self._state.write_trust(trust_text(self._state.policy.name, self._policy, self._operator, log, GLOBAL_ID, pins))
+        # Nothing before the end of the start needs the chain, which may have to fetch its packages first.
+        chain = supervisor.start(self._embedded(self._chain, stage=1))
         await all_ready(
             supervisor.start(self._embedded(self._postgres, stage=0)),
             supervisor.start(self._embedded(self._redis, stage=1)),
@@ -120,7 +129,7 @@ class Network:
         async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False, verify=False) as client:  # noqa: S501
             gateway = supervisor.start(self._gateway(client))
             await self._enrol_wallets(gateway)
-            await all_ready(gateway, *(supervisor.start(self._worker(name, client)) for name in WORKERS))
+            await all_ready(gateway, chain, *(supervisor.start(self._worker(name, client)) for name in WORKERS))
             await self._all_routable(client)
             self._ready = True
             self.changed()
@@ -148,8 +157,8 @@ class Network:
             models=(MODEL,),
             postgres_dsn=self._postgres.dsn,
             redis_url=self._redis.url,
-            liteserver_config=None,
-            chain_control_url=None,
+            liteserver_config=str(self._chain.config),
+            chain_control_url=self._chain.control_url,
             pids=supervisor.pids(),
         )
 
@@ -170,6 +179,7 @@ class Network:
             f"  base URL  {self._settings.base_url}",
             f"  API key   {self._secrets.api_key}",
             f"  model     {MODEL}",
+            f"  chain     a SIMULATED TON: its coins are worth nothing; {self._chain.config}",
             "  workers   attested by a SIMULATED TEE: no hardware protects anything here",
             f"  try       {curl}",
         ]
@@ -236,8 +246,15 @@ class Network:
             await asyncio.to_thread(self._wallets.enrol, name, self._settings.origin, self._clock)
 
     def _keep_ports(self) -> None:
-        ports = Ports(postgres=self._postgres.port, redis=self._redis.port, workers=self._worker_ports)
-        self._state.keep_ports(ports)
+        self._state.keep_ports(
+            Ports(
+                postgres=self._postgres.port,
+                redis=self._redis.port,
+                chain=self._chain.port,
+                chain_control=self._chain.control_port,
+                workers=self._worker_ports,
+            )
+        )
 
     async def _facts(self, client: httpx.AsyncClient) -> "_Facts":
         answer = await _get(client, f"{self._settings.origin}/readyz")

@@ -54,6 +54,8 @@ class Ports(msgspec.Struct, frozen=True):
 
     postgres: int = 0
     redis: int = 0
+    chain: int = 0
+    chain_control: int = 0
     workers: dict[str, int] = {}
 
 

@@ -12,7 +12,7 @@ from cocoon import merkle
 from cocoon.addresses import Address
 from cocoon.cells import Builder, Cell, Slice
 from cocoon.contracts.messages import QUERY, Operation, StateInit
-from cocoon.contracts.records import ADDRESS, COINS, HASH, NO_HASH, REF, TIME, Record, record, uint
+from cocoon.contracts.records import ADDRESS, COINS, FLAG, HASH, NO_HASH, REF, TIME, Record, record, uint
 from cocoon.errors import MalformedError
 from cocoon.money import BASIS_POINTS
 
@@ -40,7 +40,7 @@ class PayoutConfig(Record, frozen=True):
 
 
 class Roots(Record, frozen=True):
-    """The epoch that pays and the one that waits, until `pending_at`; `pending_epoch` 0 is none."""
+    """The epoch that pays and the one that pays from `pending_at` on; `pending_epoch` 0 is none."""
 
     LAYOUT = (uint(32), HASH, COINS, uint(32), HASH, COINS, TIME)
 
@@ -258,14 +258,16 @@ class Claim(Operation, frozen=True):
 
 
 class Pay(Operation, frozen=True):
-    """What a child answers: pay this much. Only the child."""
+    """What a child answers: pay this much; `again` where a payment came back before. Only the child."""
 
     TAG: ClassVar[int | None] = 0x43E52004
-    LAYOUT = (QUERY, ADDRESS, COINS)
+    LAYOUT = (QUERY, ADDRESS, COINS, FLAG, ADDRESS)
 
     query_id: int
     worker: Address
     amount_nano: int
+    again: bool
+    excess_to: Address
 
 
 class WithdrawFee(Operation, frozen=True):
@@ -290,6 +292,26 @@ class PostAnchor(Operation, frozen=True):
     root: bytes
 
 
+class Payment(Operation, frozen=True):
+    """What a worker receives."""
+
+    TAG: ClassVar[int | None] = 0x43E52101
+    LAYOUT = (QUERY, COINS)
+
+    query_id: int
+    amount_nano: int
+
+
+class FeePayment(Operation, frozen=True):
+    """What the operator's address receives."""
+
+    TAG: ClassVar[int | None] = 0x43E52102
+    LAYOUT = (QUERY, COINS)
+
+    query_id: int
+    amount_nano: int
+
+
 class AnchorLogged(Record, frozen=True):
     """The external message that an anchor leaves in the block."""
 
@@ -304,13 +326,14 @@ class AnchorLogged(Record, frozen=True):
 
 
 class Due(Operation, frozen=True):
-    """To a child: what its worker has earned in all. Only from the payout contract."""
+    """To a child: what its worker has earned in all, and who is sent what is left. Only from the payout contract."""
 
     TAG: ClassVar[int | None] = 0x43E53001
-    LAYOUT = (QUERY, COINS)
+    LAYOUT = (QUERY, COINS, ADDRESS)
 
     query_id: int
     cumulative_nano: int
+    excess_to: Address
 
 
 class Restore(Operation, frozen=True):

@@ -195,3 +195,33 @@ class Slash(Operation, frozen=True):
     query_id: int
     kind: EvidenceKind
     evidence: Cell
+
+
+class Unbonded(Operation, frozen=True):
+    """What the owner receives."""
+
+    TAG: ClassVar[int | None] = 0x43E54101
+    LAYOUT = (QUERY, COINS)
+
+    query_id: int
+    amount_nano: int
+
+
+class Bounty(Operation, frozen=True):
+    """What somebody who slashed receives."""
+
+    TAG: ClassVar[int | None] = 0x43E54102
+    LAYOUT = (QUERY, COINS)
+
+    query_id: int
+    amount_nano: int
+
+
+class Burn(Operation, frozen=True):
+    """What goes to the address of zeros."""
+
+    TAG: ClassVar[int | None] = 0x43E54103
+    LAYOUT = (QUERY, COINS)
+
+    query_id: int
+    amount_nano: int

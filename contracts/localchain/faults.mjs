@@ -27,6 +27,8 @@ export class Faults {
         this.halt = false;
         /** The state of this account (raw address) is answered with a balance that it does not have; '' for none. */
         this.lie_about = '';
+        /** This account (raw address) is answered as if there were none; '' for none. */
+        this.hide = '';
     }
 
     clear() {

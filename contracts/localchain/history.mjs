@@ -5,7 +5,7 @@ import { bitsOf } from './augmented.mjs';
 import { BASECHAIN, blockId, emptyAccounts, MASTERCHAIN, masterStateExtra, shardHashes, stateCell } from './blocks.mjs';
 
 const WHOLE_BLOCKS_MAX = 256;
-const STATES_MAX = 512;
+const STATES_MAX = 1_024;
 const EMPTY_BLOCKS_MAX = 20_000;
 
 /** @typedef {import('./blocks.mjs').BlockId} BlockId */

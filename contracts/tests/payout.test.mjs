@@ -124,6 +124,17 @@ describe('what is not an operation', () => {
         });
     }
 
+    for (const [name, body] of /** @type {[string, Cell][]} */ ([
+        ['fund', fund(1n)], ['post_root', postRoot(1, Buffer.alloc(32), 0n)], ['withdraw_fee', withdrawFee(1n)],
+        ['anchor', anchor(Buffer.alloc(32), 1n, Buffer.alloc(32))],
+    ])) {
+        test(`${name} with something behind its end is refused`, async () => {
+            await payouts.fund(ton('1'));
+
+            refused(await payouts.send(payouts.operator, beginCell().storeSlice(body.beginParse()).storeBit(1).endCell()), 9);
+        });
+    }
+
     test('an operation that is cut short is refused', async () => {
         const transactions = await payouts.send(payouts.operator, beginCell().storeUint(OP.withdrawFee, 32).endCell());
 

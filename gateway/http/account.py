@@ -11,6 +11,7 @@ from litestar.connection import Request
 from litestar.params import Parameter, QueryParameter
 
 from billing.postgres.account import USAGE_DAYS_MAX, USAGE_LINES_MAX, UsageLine
+from billing.postgres.ceilings import read_credits
 from billing.postgres.monthly import Statement, month_after
 from cocoon.money import NUMERATOR_PER_NANO, decimal_units
 from gateway.auth import Principal
@@ -44,6 +45,16 @@ class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
     leased_nano: int
     spent: str
     spent_nano: int
+    escrow: "EscrowSums | None" = None
+
+
+class EscrowSums(msgspec.Struct, frozen=True, kw_only=True):
+    """The organisation's open and closing escrows together, in nano; null where it has none."""
+
+    deposited_nano: int
+    settled_nano: int
+    signed_nano: int
+    charged_nano: int
 
 
 class UsageItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,12 +138,20 @@ class AccountView:
         """What there is now."""
         balance = await self._services.ledger.balance(self._customer_id)
         leased = await self._services.accounts.leased(self._customer_id)
+        found = (await read_credits(self._services.pool, self._customer_id)).escrows
+        sums = EscrowSums(
+            deposited_nano=sum(one.deposited_nano for one in found),
+            settled_nano=sum(one.settled_nano for one in found),
+            signed_nano=sum(one.signed_nano or 0 for one in found),
+            charged_nano=sum(one.charged_nano for one in found),
+        )
         return BalanceView(
             asset=balance.available.asset.value,
             available=decimal(balance.available), available_nano=balance.available.nano,
             held=decimal(balance.held), held_nano=balance.held.nano,
             leased=decimal(leased), leased_nano=leased.nano,
             spent=decimal(balance.spent), spent_nano=balance.spent.nano,
+            escrow=sums if found else None,
         )  # fmt: skip
 
     async def usage(

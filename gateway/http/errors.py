@@ -8,6 +8,7 @@ from billing.ceilings import VoucherRequiredError
 from billing.escrows import EscrowConflictError, StaleVoucherError, UnknownEscrowError
 from billing.ports import InsufficientCreditError, LedgerUnavailableError, TransferConflictError
 from billing.postgres.adjustments import TransferTimeError
+from billing.ton.chain import ChainError
 from cocoon import openai
 from cocoon.errors import CocoonError
 from cocoon.sealed import CONTENT_TYPE
@@ -28,6 +29,7 @@ from gateway.errors import (
     PriceLimitError,
     UpstreamRefusedError,
 )
+from gateway.escrows import EscrowsOffError, EscrowTermsError, VoucherRefusedError
 from gateway.headers import limit_headers
 from gateway.idempotency import IdempotencyConflictError, InFlightError, NotReplayableError
 from gateway.limits import LimitsUnknownError, RateLimitedError, SpendLimitError
@@ -67,6 +69,8 @@ _PASSED_ON = frozenset({400, 404, 413, 415, 422})
 STATUS: dict[type[CocoonError], tuple[int, str]] = {
     InvalidRequestError: (400, "invalid_request_error"),
     PriceLimitError: (400, "invalid_request_error"),
+    EscrowTermsError: (400, "invalid_request_error"),
+    VoucherRefusedError: (400, "invalid_request_error"),
     MissingKeyError: (401, "invalid_request_error"),
     InvalidKeyError: (401, "invalid_request_error"),
     ExpiredKeyError: (401, "invalid_request_error"),
@@ -79,6 +83,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     ProofRefusedError: (403, "invalid_request_error"),
     WalletError: (403, "invalid_request_error"),
     WalletsOffError: (403, "invalid_request_error"),
+    EscrowsOffError: (403, "invalid_request_error"),
     ChallengeRefusedError: (403, "invalid_request_error"),
     ForeignNetworkError: (403, "invalid_request_error"),
     WalletBarredError: (403, "invalid_request_error"),
@@ -116,6 +121,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     OverloadedError: (503, "server_error"),
     SigningUnavailableError: (503, "server_error"),
     LedgerUnavailableError: (503, "server_error"),
+    ChainError: (503, "server_error"),
     LogUnavailableError: (503, "server_error"),
     LimitsUnknownError: (503, "server_error"),
     KeysStaleError: (503, "server_error"),
@@ -129,6 +135,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
 PUBLIC_MESSAGES: dict[type[CocoonError], str] = {
     LedgerUnavailableError: "Billing is temporarily unavailable; nothing was charged. Try again shortly.",
     OverloadedError: "The gateway is at its limit. Try again shortly.",
+    ChainError: "The chain cannot be read right now. Try again shortly.",
     KeysStaleError: "API keys cannot be checked right now. Try again shortly.",
 }
 """Where the internal message is not the public one."""

@@ -8,11 +8,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cli.chain_control import ChainControl
 from cli.dev.address import is_free
 from tests.e2e.dev_network import MODEL, STOP_S, Dev, until
 
@@ -54,8 +56,12 @@ def test_first_light(dev: Dev) -> None:
     facts = dev.start()
     assert facts["base_url"] == f"http://127.0.0.1:{dev.port}/v1"
     assert facts["models"] == [MODEL]
-    assert [name for name in ("console_url", "liteserver_config", "chain_control_url") if facts[name] is not None] == []
-    assert set(facts["pids"]) == {"supervisor", "postgres", "redis", "gateway", "worker-1", "worker-2"}
+    assert facts["console_url"] is None
+    assert set(facts["pids"]) == {"supervisor", "postgres", "redis", "chain", "gateway", "worker-1", "worker-2"}
+    chain = ChainControl(facts["chain_control_url"])
+    reached = chain.faucet(f"0:{'5a' * 32}", 10**9)
+    (server,) = json.loads(Path(facts["liteserver_config"]).read_text())["liteservers"]
+    assert (server["port"], server["id"]["key"]) == (chain.info().liteserver.port, chain.info().liteserver.public_key)
     shown = dev.output.read_text()
     assert facts["api_key"] in shown
     assert f"curl -N {facts['base_url']}/chat/completions" in shown
@@ -79,6 +85,9 @@ def test_first_light(dev: Dev) -> None:
     again = dev.start()
     assert again["api_key"] == facts["api_key"]
     assert again["postgres_dsn"] == facts["postgres_dsn"]
+    assert again["chain_control_url"] == facts["chain_control_url"]
+    assert chain.info().seqno >= reached.seqno
+    assert (chain.info().accounts, chain.info().total_nano) == (1, str(10**9))
     assert balance(again) == before[-1] | {"leased": "0", "leased_nano": 0}
     assert text_of(ask(again))
     assert dev.interrupt() == 0
@@ -96,7 +105,7 @@ def test_the_documented_curl_line_works_verbatim(dev: Dev) -> None:
 
 def test_every_killed_part_comes_back_and_the_network_serves_again(dev: Dev) -> None:
     facts = dev.start()
-    for name in ("worker-1", "gateway", "redis", "postgres"):
+    for name in ("worker-1", "gateway", "redis", "chain", "postgres"):
         before = dev.facts()["pids"]
         os.kill(before[name], signal.SIGKILL)
         until(lambda b=before, n=name: dev.facts()["pids"].get(n, b[n]) != b[n], 90, dev.diagnose)

@@ -6,11 +6,11 @@ import pytest
 
 from tests.e2e.node_runtime import find_node
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PROJECT = Path(__file__).parents[2] / "contracts"
-TESTS_S_MAX = 400
-TYPES_S_MAX = 150
+TESTS_S_MAX = 600
+TYPES_S_MAX = 300
 
 
 def test_the_contracts_javascript_has_no_type_errors() -> None:
@@ -29,22 +29,16 @@ def test_the_contracts_javascript_has_no_type_errors() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_contracts_pass_their_tests_in_the_sandbox() -> None:
+@pytest.mark.parametrize("name", [path.name for path in sorted((PROJECT / "tests").glob("*.test.mjs"))])
+def test_the_contracts_pass_their_tests_in_the_sandbox(name: str) -> None:
     node = find_node()
     node.install(PROJECT)
-    files = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "tests").glob("*.test.mjs"))
 
     done = node.node(
-        "--test",
-        "--test-reporter=tap",
-        "--test-concurrency=1",
-        *files,
-        cwd=PROJECT,
-        timeout_s=TESTS_S_MAX,
-        environment={},
-    )
+        "--test", "--test-reporter=tap", f"tests/{name}", cwd=PROJECT, timeout_s=TESTS_S_MAX, environment={}
+    )  # fmt: skip
 
     assert done.returncode == 0, done.stdout
     assert "\n# fail 0\n" in done.stdout, done.stdout
     assert "\n# skipped 0\n" in done.stdout, done.stdout
-    assert files
+    assert "\n# pass 0\n" not in done.stdout, done.stdout

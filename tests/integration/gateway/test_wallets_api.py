@@ -2,6 +2,7 @@
 else."""
 
 import asyncio
+import base64
 import datetime as dt
 import random
 import string
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from billing.postgres.pool import open_pool
+from cli.dev.address import free_port
 from cli.enrol import read_wallet_answer, sign_request, ton_connect_link
 from cli.main import main
 from cocoon.clock import ManualClock, SystemClock, system_random
@@ -34,6 +36,7 @@ from gateway.postgres import wallets as store
 from gateway.postgres.keys import KeyStore
 from gateway.postgres.standing import StandingStore
 from gateway.wallet_keys import CHALLENGE_S, ChallengeRefusedError, Challenges
+from tests.fixtures_chain import LocalChain
 from tests.fixtures_gateway import NETWORK_SECRET, Stack
 from tests.integration.gateway.test_workers_api import assert_refused, enrolment
 
@@ -338,3 +341,35 @@ def test_a_challenge_that_was_altered_or_is_another_networks_is_refused() -> Non
     for text in (foreign, "", payload[:-4], payload + "AAAA", "é", payload.removeprefix("cocoon")):
         with pytest.raises(ChallengeRefusedError):
             challenges.seconds_left(text)
+
+
+# The chain
+
+
+async def test_a_wallet_whose_state_init_is_stale_is_asked_of_the_chain(stack: Stack, local_chain: LocalChain) -> None:
+    await stack.start_gateway(COCOON_LITESERVERS=str(local_chain.config))
+    async with stack.client("nobody") as client:
+        # Nothing is deployed at that address, so the chain has no other key to offer.
+        assert_refused(await sent(client, await stale(client)), 403, "ton_proof_state_init")
+        await issued(client, Ed25519PrivateKey.generate())
+
+
+async def test_a_chain_that_does_not_answer_refuses_nobody_for_good(stack: Stack, tmp_path: Path) -> None:
+    key = base64.b64encode(Ed25519PrivateKey.generate().public_key().public_bytes_raw()).decode()
+    gone = {"ip": 0x7F000001, "port": free_port(), "id": {"@type": "pub.ed25519", "key": key}}
+    config = tmp_path / "liteservers.json"
+    config.write_bytes(msgspec.json.encode({"liteservers": [gone]}))
+    await stack.start_gateway(COCOON_LITESERVERS=str(config))
+    async with stack.client("nobody") as client:
+        refused = await sent(client, await stale(client))
+        assert_refused(refused, 503, "chain_unavailable")
+        assert int(refused.headers["retry-after"]) > 0
+        assert "127.0.0.1" not in refused.text
+        await issued(client, Ed25519PrivateKey.generate())
+
+
+async def stale(client: httpx.AsyncClient) -> WalletKeyRequest:
+    """A request with the state init of another wallet than the one that signed."""
+    other = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    asked = await signed(client, Ed25519PrivateKey.generate())
+    return msgspec.structs.replace(asked, state_init=encode_state_init(state_init_of("v4r2", other, global_id=-3)))

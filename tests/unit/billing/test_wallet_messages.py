@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from memory_chain import MemoryChain
 from pytoniq import WalletV5R1
 from pytoniq_core import Cell as TheirCell
 from pytoniq_core.tlb.transaction import MessageAny
@@ -17,6 +16,7 @@ from cocoon.cells import Builder, Cell, write_boc
 from cocoon.contracts.messages import StateInit
 from cocoon.errors import MalformedError
 from cocoon.wallets import state_init_of
+from tests.memory_chain import MemoryChain
 
 SEED = bytes([3]) * 32
 KEY = Ed25519PrivateKey.from_private_bytes(SEED)

@@ -1,7 +1,6 @@
 """The contracts' formats: every record is read back as it was written, and nothing else is read as one."""
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,9 +9,8 @@ from cocoon.cells import Builder, Cell, Slice
 from cocoon.contracts import escrow, messages, payout, registry, stake
 from cocoon.contracts.records import NO_HASH, Record
 from cocoon.errors import MalformedError
+from tests.escrow_values import KEY, escrow_config
 
-KEY = Ed25519PrivateKey.from_private_bytes(bytes([7]) * 32)
-OPERATOR_KEY = Ed25519PrivateKey.from_private_bytes(bytes([8]) * 32)
 HASHES = st.binary(min_size=32, max_size=32)
 ADDRESSES = st.builds(Address, st.sampled_from([0, -1]), HASHES)
 NANO = st.integers(0, 2**120 - 1)
@@ -49,6 +47,8 @@ def _strategy(name: str, hint: object) -> st.SearchStrategy[object]:
     if isinstance(hint, type) and issubclass(hint, Record):
         return values(hint)
     if hint is int:
+        if name.startswith("allow_") and name.endswith("_nano") and name != "allow_at_nano":
+            return st.integers(0, 2**80 - 1)  # both stand in one cell with two addresses and the salt
         if name.endswith("_nano"):
             return NANO
         if name == "global_id":
@@ -60,7 +60,7 @@ def _strategy(name: str, hint: object) -> st.SearchStrategy[object]:
     if isinstance(hint, type) and issubclass(hint, (escrow.EscrowPhase, escrow.Signer, stake.StakePhase)):
         return st.sampled_from(list(hint))
     simple: dict[object, st.SearchStrategy[object]] = {
-        Address: ADDRESSES, Cell: CELLS, Cell | None: st.none() | CELLS,
+        Address: ADDRESSES, Cell: CELLS, Cell | None: st.none() | CELLS, bool: st.booleans(),
         stake.EvidenceKind: st.sampled_from(list(stake.EvidenceKind)),
     }  # fmt: skip
     return simple[hint]
@@ -96,17 +96,6 @@ def test_a_record_is_read_back_as_it_was_written(kind: type[Record], data: st.Da
         kind.decode(Builder().uint(cell.read(0, cell.bits - 1), cell.bits - 1).end())
 
 
-def _escrow_config(**changes: object) -> escrow.EscrowConfig:
-    key = KEY.public_key().public_bytes_raw()
-    given = dict[str, object](
-        client=Address(0, b"\x01" * 32), operator=Address(0, b"\x02" * 32), payout=Address(0, b"\x03" * 32),
-        voucher_key=key, operator_key=OPERATOR_KEY.public_key().public_bytes_raw(),
-        challenge_s=86_400, epoch=1, allow_max_nano=100, allow_rate_nano=2,
-        salt=NO_HASH,
-    )  # fmt: skip
-    return escrow.EscrowConfig(**{**given, **changes})  # pyright: ignore[reportArgumentType]
-
-
 @pytest.mark.parametrize(
     "weak",
     [
@@ -117,14 +106,14 @@ def _escrow_config(**changes: object) -> escrow.EscrowConfig:
     ],
 )
 def test_an_escrow_without_a_key_that_proves_something_is_refused(weak: dict[str, object]) -> None:
-    _escrow_config().require_usable()
-    _escrow_config(operator_key=NO_HASH).require_usable()
+    escrow_config().require_usable()
+    escrow_config(operator_key=NO_HASH).require_usable()
     with pytest.raises(MalformedError):
-        _escrow_config(**weak).require_usable()
+        escrow_config(**weak).require_usable()
 
 
 def test_the_allowance_fills_up_and_stops_at_a_close() -> None:
-    config = _escrow_config()
+    config = escrow_config()
     data = escrow.EscrowData(escrow.EscrowPhase.OPEN, 1_000, 40, 0, 10, 1_000, 0, NO_HASH, config)
     closing = escrow.EscrowData(escrow.EscrowPhase.CLOSING, 1_000, 40, 0, 10, 1_000, 1_005, NO_HASH, config)
 
@@ -134,7 +123,7 @@ def test_the_allowance_fills_up_and_stops_at_a_close() -> None:
 
 
 def test_what_a_voucher_pays_is_bounded_by_the_deposit_and_for_the_operator_by_the_allowance() -> None:
-    data = escrow.EscrowData(escrow.EscrowPhase.OPEN, 1_000, 40, 0, 10, 1_000, 0, NO_HASH, _escrow_config())
+    data = escrow.EscrowData(escrow.EscrowPhase.OPEN, 1_000, 40, 0, 10, 1_000, 0, NO_HASH, escrow_config())
 
     assert data.due_nano(5_000, escrow.Signer.SESSION, 1_000) == 960
     assert data.due_nano(45, escrow.Signer.SESSION, 1_000) == 5
@@ -215,7 +204,7 @@ def test_a_body_says_what_it_is_and_a_bounced_one_what_it_was() -> None:
 
 
 def test_a_state_init_is_read_back_and_names_its_address() -> None:
-    init = escrow.escrow_init(Builder().uint(1, 8).end(), _escrow_config())
+    init = escrow.escrow_init(Builder().uint(1, 8).end(), escrow_config())
 
     assert messages.StateInit.decode(init.encode()).address == init.address
     with pytest.raises(MalformedError):
@@ -226,7 +215,7 @@ def test_another_salt_is_another_escrow() -> None:
     code = Builder().uint(1, 8).end()
     salts = [bytes([number]) * 32 for number in range(5)]
 
-    assert len({escrow.escrow_init(code, _escrow_config(salt=salt)).address for salt in salts}) == 5
+    assert len({escrow.escrow_init(code, escrow_config(salt=salt)).address for salt in salts}) == 5
 
 
 def test_a_delegation_names_network_stake_key_and_end() -> None:

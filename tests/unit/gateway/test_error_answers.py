@@ -22,7 +22,7 @@ from workers.errors import WorkersBusyError
 
 INTERNAL = {
     # Roots, never raised themselves.
-    "AuthError", "BillingError", "ChainError", "CocoonError", "EscrowError", "GatewayError", "WorkersError",
+    "AuthError", "BillingError", "CocoonError", "EscrowError", "GatewayError", "WorkersError",
     # Caught on their way: by the attempts, the relay, the settler, or the handler of heartbeats.
     "AttemptBusyError", "AttemptFailedError", "HeartbeatBusUnavailableError", "HopClosedError", "HopError",
     "IdentityError", "MalformedError", "ModelNotFoundError", "RefusedError", "TransportError",
@@ -40,8 +40,8 @@ INTERNAL = {
     "ManifestMismatchError",
     # Of sealed requests, which only clients and agents open.
     "ReplayedError", "UnopenableError",
-    # Between the biller, commands and the chain; no request waits for those.
-    "ChainContradictionError", "ChainProofError", "ChainUnavailableError", "MessageRefusedError",
+    # Between the biller and the chain; no request waits for that.
+    "ChainContradictionError",
     # Between the gateway and the receivers of alerts.
     "WebhookAddressError", "WebhookFailedError",
 }  # fmt: skip
