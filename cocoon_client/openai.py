@@ -22,6 +22,7 @@ from cocoon_client.receipts import Receipts, complete
 from cocoon_client.transport import AsyncSealingTransport, Sealer, SealingTransport
 from cocoon_client.trust import Trust
 from cocoon_client.verification.steps import Report
+from cocoon_client.vouchers import VoucherSigner
 
 WAIT_S: Final = 30.0
 TIMEOUT_S: Final = 30.0
@@ -31,18 +32,21 @@ Asking = Callable[[], httpx.AsyncBaseTransport]
 class SealingClient(httpx.Client):
     """An `httpx.Client` with nothing but a sealing transport; proxies of the environment do not apply to it.
 
-    `transport` reaches the gateway, and so do the ones of `asking`, by which receipts are fetched.
+    `transport` reaches the gateway, and so do the ones of `asking`, by which receipts are fetched. `vouchers` signs for
+    what is used, where the credit is an escrow's.
     """
 
     def __init__(
         self, trust: Trust, *, transport: httpx.BaseTransport | None = None, asking: Asking = httpx.AsyncHTTPTransport,
-        **options: Any,
+        vouchers: VoucherSigner | None = None, **options: Any,
     ) -> None:  # fmt: skip
         self.asking = asking
         self.kept = ProofsInMemory()
         self.trust = trust
         inner = transport or httpx.HTTPTransport()
-        super().__init__(transport=SealingTransport(Sealer(trust, self.kept), inner), trust_env=False, **options)
+        super().__init__(
+            transport=SealingTransport(Sealer(trust, self.kept, vouchers=vouchers), inner), trust_env=False, **options
+        )
 
 
 class AsyncSealingClient(httpx.AsyncClient):
@@ -50,13 +54,17 @@ class AsyncSealingClient(httpx.AsyncClient):
 
     def __init__(
         self, trust: Trust, *, transport: httpx.AsyncBaseTransport | None = None,
-        asking: Asking = httpx.AsyncHTTPTransport, **options: Any,
+        asking: Asking = httpx.AsyncHTTPTransport, vouchers: VoucherSigner | None = None, **options: Any,
     ) -> None:  # fmt: skip
         self.asking = asking
         self.kept = ProofsInMemory()
         self.trust = trust
         inner = transport or httpx.AsyncHTTPTransport()
-        super().__init__(transport=AsyncSealingTransport(Sealer(trust, self.kept), inner), trust_env=False, **options)
+        super().__init__(
+            transport=AsyncSealingTransport(Sealer(trust, self.kept, vouchers=vouchers), inner),
+            trust_env=False,
+            **options,
+        )
 
 
 class OpenAI(openai.OpenAI):

@@ -11,7 +11,7 @@ import random
 import threading
 import urllib.parse
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final, NamedTuple, Protocol
 
 import httpx
 import msgspec
@@ -30,6 +30,7 @@ from cocoon_client.exchange import SealedExchange
 from cocoon_client.opening import Opening, ShownPrice
 from cocoon_client.plan import Plan, plan_request
 from cocoon_client.trust import Trust
+from cocoon_client.vouchers import TAKEN, VOUCHERS, SignedVoucher, VoucherSigner, demand_in
 
 RECEIPT_HEADER: Final = "x-cocoon-receipt"
 KEYSET_HEADER: Final = "x-cocoon-keyset"
@@ -40,6 +41,11 @@ WORKERS_GONE: Final = frozenset({"sealed_recipients_gone"})
 DEFAULT_CONTEXT: Final = 1 << 20
 _OK: Final = 200
 _BAD_REQUEST: Final = 400
+_PAYMENT_REQUIRED: Final = 402
+REMEDIES_MAX: Final = 3
+"""How often a refused request is tried again after its reason was seen to."""
+VOUCHER_PAUSE_S: Final = 0.3
+"""For charges to be booked that this client has receipts for and the gateway did not ask for yet."""
 _READING: Final = frozenset({"GET", "HEAD"})
 _HOP: Final = frozenset({
     "accept-encoding", "connection", "content-length", "content-type", "content-encoding", "expect", "host",
@@ -81,8 +87,10 @@ class Sealer:
     """What both transports share: one client's trust, the workers it knows, and what it keeps. No I/O."""
 
     def __init__(
-        self, trust: Trust, keeper: Keeper, *, clock: Clock | None = None, rng: random.Random | None = None
-    ) -> None:
+        self, trust: Trust, keeper: Keeper, *, clock: Clock | None = None, rng: random.Random | None = None,
+        vouchers: VoucherSigner | None = None,
+    ) -> None:  # fmt: skip
+        self.vouchers = vouchers
         self._clock = clock or SystemClock()
         self._rng = rng or system_random()
         self.trust = trust
@@ -128,7 +136,37 @@ class Sealer:
 
     def keep(self, exchange: SealedExchange) -> None:
         """Keep what opens the receipt of a finished exchange."""
-        self.keeper.keep(exchange.opening(self.now().timestamp(), self._facts[exchange.plan.model].price))
+        opening = exchange.opening(self.now().timestamp(), self._facts[exchange.plan.model].price)
+        if self.vouchers is not None:
+            self.vouchers.support(opening)
+        self.keeper.keep(opening)
+
+    def remedy(self, request: httpx.Request, plan: Plan, status: int, body: bytes) -> "Remedy | None":
+        """What may turn a refusal into an answer: newer workers, a voucher, or a moment for charges to be booked."""
+        if _workers_gone(body):
+            self.directory.forget(plan.model)
+            return Remedy()
+        demand = demand_in(body) if status == _PAYMENT_REQUIRED and self.vouchers is not None else None
+        if demand is None or self.vouchers is None:
+            return None
+        voucher = self.vouchers.sign(demand)
+        if voucher is not None:
+            return Remedy(voucher=voucher, request=voucher_request(request, plan, voucher))
+        return Remedy(pause_s=VOUCHER_PAUSE_S) if self.vouchers.unsigned_nano else None
+
+    def note_answered(self, remedy: "Remedy", status: int) -> bool:
+        """Whether the gateway has the voucher, and the request may be tried again."""
+        if status in TAKEN and self.vouchers is not None and remedy.voucher is not None:
+            self.vouchers.note_handed_in(remedy.voucher)
+        return status in TAKEN
+
+
+class Remedy(NamedTuple):
+    """What to do before a request is tried once more: send `request`, wait for this long, or nothing."""
+
+    voucher: SignedVoucher | None = None
+    request: httpx.Request | None = None
+    pause_s: float = 0.0
 
 
 class SealingTransport(httpx.BaseTransport):
@@ -149,14 +187,13 @@ class SealingTransport(httpx.BaseTransport):
             return self._inner.handle_request(request)
         plan = _plan(request, request.read(), self._sealer.trust)
         response, exchange = self._attempt(request, plan)
-        if not _is_sealed(response) and response.status_code != _OK:
+        for last in (*[False] * REMEDIES_MAX, True):
+            if _is_sealed(response) or response.status_code == _OK:
+                break
             body = _read(response, ERROR_BYTES_MAX)
-            if not _workers_gone(body):
+            if last or not self._helped(request, plan, response.status_code, body):
                 return _error(response, body)
-            self._sealer.directory.forget(plan.model)
             response, exchange = self._attempt(request, plan)
-            if not _is_sealed(response) and response.status_code != _OK:
-                return _error(response, _read(response, ERROR_BYTES_MAX))
         try:
             _require_sealed(response)
             parts = _opened(response, exchange, self._sealer)
@@ -173,6 +210,18 @@ class SealingTransport(httpx.BaseTransport):
     def close(self) -> None:
         """Close the connections."""
         self._inner.close()
+
+    def _helped(self, request: httpx.Request, plan: Plan, status: int, body: bytes) -> bool:
+        remedy = self._sealer.remedy(request, plan, status, body)
+        if remedy is None:
+            return False
+        if remedy.pause_s:
+            threading.Event().wait(remedy.pause_s)
+        if remedy.request is None:
+            return True
+        answer = self._inner.handle_request(remedy.request)
+        _read(answer, ERROR_BYTES_MAX)
+        return self._sealer.note_answered(remedy, answer.status_code)
 
     def _attempt(self, request: httpx.Request, plan: Plan) -> tuple[httpx.Response, SealedExchange]:
         with self._lock:
@@ -207,14 +256,13 @@ class AsyncSealingTransport(httpx.AsyncBaseTransport):
             return await self._inner.handle_async_request(request)
         plan = _plan(request, await request.aread(), self._sealer.trust)
         response, exchange = await self._attempt(request, plan)
-        if not _is_sealed(response) and response.status_code != _OK:
+        for last in (*[False] * REMEDIES_MAX, True):
+            if _is_sealed(response) or response.status_code == _OK:
+                break
             body = await _aread(response, ERROR_BYTES_MAX)
-            if not _workers_gone(body):
+            if last or not await self._helped(request, plan, response.status_code, body):
                 return _error(response, body)
-            self._sealer.directory.forget(plan.model)
             response, exchange = await self._attempt(request, plan)
-            if not _is_sealed(response) and response.status_code != _OK:
-                return _error(response, await _aread(response, ERROR_BYTES_MAX))
         try:
             _require_sealed(response)
             parts = _aopened(response, exchange, self._sealer)
@@ -231,6 +279,18 @@ class AsyncSealingTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the connections."""
         await self._inner.aclose()
+
+    async def _helped(self, request: httpx.Request, plan: Plan, status: int, body: bytes) -> bool:
+        remedy = self._sealer.remedy(request, plan, status, body)
+        if remedy is None:
+            return False
+        if remedy.pause_s:
+            await asyncio.sleep(remedy.pause_s)
+        if remedy.request is None:
+            return True
+        answer = await self._inner.handle_async_request(remedy.request)
+        await _aread(answer, ERROR_BYTES_MAX)
+        return self._sealer.note_answered(remedy, answer.status_code)
 
     async def _attempt(self, request: httpx.Request, plan: Plan) -> tuple[httpx.Response, SealedExchange]:
         workers = self._sealer.known(plan)
@@ -315,6 +375,14 @@ def attestation_request(request: httpx.Request, plan: Plan, nonce: bytes) -> htt
 def model_request(request: httpx.Request, plan: Plan) -> httpx.Request:
     """Ask the gateway of `request` what it says about the model."""
     return _beside(request, plan, "/v1/models/" + urllib.parse.quote(plan.model))
+
+
+def voucher_request(request: httpx.Request, plan: Plan, voucher: SignedVoucher) -> httpx.Request:
+    """Hand a voucher in at the gateway of `request`."""
+    asked = _beside(request, plan, VOUCHERS)
+    headers = [*asked.headers.multi_items(), ("content-type", "application/json")]
+    content = msgspec.json.encode(voucher)
+    return httpx.Request("POST", asked.url, headers=headers, content=content, extensions=asked.extensions)
 
 
 def sealed_request(request: httpx.Request, exchange: SealedExchange) -> httpx.Request:

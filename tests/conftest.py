@@ -1,6 +1,8 @@
 """Fixtures that every folder of tests may ask for."""
 
+import datetime as dt
 import functools
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +16,20 @@ settings.register_profile("explore", deadline=None, suppress_health_check=[Healt
 settings.register_profile("steady", settings.get_profile("explore"), derandomize=True)
 settings.load_profile("steady")
 """The same examples in every run, so that a change is judged by what it changes. `make explore` looks for new ones."""
+
+
+LONG_ENOUGH_S = 60.0
+"""How much of a day a test needs that asks for `one_day`."""
+
+
+@pytest.fixture
+def one_day() -> None:
+    """The test begins and ends on one UTC day, by real clocks, its own and the database's: else it would see two."""
+    now = dt.datetime.now(dt.UTC)
+    midnight = dt.datetime.combine(now.date() + dt.timedelta(days=1), dt.time(), dt.UTC)
+    left_s = (midnight - now).total_seconds()
+    if left_s < LONG_ENOUGH_S:
+        time.sleep(left_s + 0.1)
 
 
 @pytest.fixture(autouse=True)

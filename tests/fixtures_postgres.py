@@ -29,7 +29,7 @@ from cli.dev.address import free_port
 
 T = TypeVar("T")
 
-START_S_MAX = 30.0
+START_S_MAX = 60.0
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -143,7 +143,7 @@ class PostgresServer:
     def _accepts(self) -> bool:
         async def attempt() -> bool:
             try:
-                connection = await asyncpg.connect(self.url(), timeout=5)
+                connection = await asyncpg.connect(self.url(), timeout=60)
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError):
                 return False
             await connection.close()

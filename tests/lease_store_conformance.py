@@ -100,7 +100,7 @@ class LeaseStoreConformance:
         heard: asyncio.Queue[tuple[uuid.UUID, str]] = asyncio.Queue()
         async with asyncio.TaskGroup() as group:
             listening = group.create_task(store.follow_recalls(lambda *call: heard.put_nowait(call)))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while heard.empty():  # until the listener is there
                     await store.recall([customer], "somebody")
                     await asyncio.sleep(0.01)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class SeenRequest:

@@ -20,6 +20,7 @@ from cocoon_client.receipts import Receipts, complete
 from cocoon_client.store import Store
 from cocoon_client.transport import AsyncSealingTransport, Sealer
 from cocoon_client.trust import Trust
+from cocoon_client.vouchers import ESCROWS, TAKEN, VOUCHERS, VoucherSigner, demands_in
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -30,6 +31,10 @@ WAITING_MAX: Final = 1000
 """Receipts that wait to be fetched; beyond it they are left to `cocoon verify`."""
 COMPLETE_S_MAX: Final = 120.0
 """How long signatures and log may take to come after an answer."""
+VOUCHER_TRIES: Final = 5
+"""How often the gateway is asked after the last use: charges are booked a moment after their answers."""
+VOUCHER_S: Final = 1.0
+"""At most one voucher in this time, whatever is used."""
 TIMEOUT: Final = httpx.Timeout(600.0, connect=10.0)
 
 
@@ -40,7 +45,7 @@ class ListenError(ClientError):
 
 
 class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """`base_url` ends in `/v1`. `anywhere` allows an address that other machines reach."""
+    """`base_url` ends in `/v1`. `anywhere` allows an address that other machines reach; `vouchers` pay by escrow."""
 
     base_url: str
     host: str = "127.0.0.1"
@@ -48,6 +53,7 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str = ""
     anywhere: bool = False
     state: Path
+    vouchers: VoucherSigner | None = None
 
     def __repr__(self) -> str:
         return f"ProxySettings(base_url={self.base_url!r}, host={self.host!r}, port={self.port})"
@@ -77,12 +83,14 @@ class Proxy:
         self._gateway = gateway
         self._store = Store(settings.state)
         self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue(WAITING_MAX)
+        self._used = asyncio.Event()
+        self._last_key = ""
         self.port = 0
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator["Proxy"]:
         """Serve until left. Requests in flight are then cut off: their programs see broken answers."""
-        sealer = Sealer(self._trust, self._store, clock=self._clock)
+        sealer = Sealer(self._trust, self._store, clock=self._clock, vouchers=self._settings.vouchers)
         transport = AsyncSealingTransport(sealer, self._gateway())
         connections: set[Connection] = set()
         async with (
@@ -103,6 +111,8 @@ class Proxy:
             server = await loop.create_server(accept, self._settings.host, self._settings.port)
             self.port = server.sockets[0].getsockname()[1]
             fetchers = [tasks.create_task(self._fetch(plain)) for _ in range(FETCHES_MAX)]
+            if self._settings.vouchers is not None:
+                fetchers.append(tasks.create_task(self._vouch(plain, self._settings.vouchers)))
             try:
                 yield self
             finally:
@@ -112,7 +122,43 @@ class Proxy:
                 for fetcher in fetchers:
                     fetcher.cancel()
 
+    async def _vouch(self, client: httpx.AsyncClient, signer: VoucherSigner) -> None:
+        """Sign for what was used as it accrues, so that nobody has to be refused first."""
+        while True:
+            await self._used.wait()
+            for _ in range(VOUCHER_TRIES):
+                self._used.clear()
+                try:
+                    await self._hand_in(client, signer)
+                    left = signer.unsigned_nano
+                except (CocoonError, httpx.HTTPError) as error:
+                    _log.warning("voucher_not_handed_in", reason=type(error).__name__)
+                    left = 1
+                await asyncio.sleep(VOUCHER_S)
+                if not left:
+                    break
+
+    async def _hand_in(self, client: httpx.AsyncClient, signer: VoucherSigner) -> None:
+        if not signer.unsigned_nano:
+            return
+        base = self._settings.base_url.rstrip("/").removesuffix("/v1")
+        headers = {"authorization": f"Bearer {self._last_key}"}
+        shown = await client.get(base + ESCROWS, headers=headers)
+        for demand in demands_in(shown.content) if shown.is_success else ():
+            if not signer.is_for(demand):
+                continue
+            voucher = signer.sign(demand)
+            if voucher is not None:
+                content = msgspec.json.encode(voucher)
+                typed = {**headers, "content-type": "application/json"}
+                answer = await client.post(base + VOUCHERS, content=content, headers=typed)
+                if answer.status_code in TAKEN:
+                    signer.note_handed_in(voucher)
+                _log.info("voucher_handed_in", cumulative_nano=voucher.cumulative, status=answer.status_code)
+
     async def _finished(self, receipt_id: str, api_key: str) -> None:
+        self._last_key = api_key
+        self._used.set()
         with contextlib.suppress(asyncio.QueueFull):
             self._waiting.put_nowait((receipt_id, api_key))
 

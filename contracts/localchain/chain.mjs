@@ -15,6 +15,7 @@ const LT_STEP = 1_000_000n;
 const TRANSACTIONS_PER_BLOCK_MAX = 512;
 const EXTERNALS_MAX = 4_096;
 const SNAPSHOT_BLOCKS = 500;
+const STATES_OVER_RESTARTS = 64;
 const REPEAT_MS = 60_000;
 
 /** @typedef {import('./history.mjs').BlockFacts} BlockFacts */
@@ -91,12 +92,15 @@ export class Chain {
         this.keepSnapshot();
     }
 
+    /** Of a state a little older than the latest, so that what readers asked just before a restart is there after it. */
     keepSnapshot() {
+        const { store, globalId, states } = this.history;
+        const wished = Math.max(0, this.head.seqno - STATES_OVER_RESTARTS);
+        const [seqno, { accounts: tree }] = [...states].find(([one]) => one >= wished) ?? [this.head.seqno, this.states()];
         /** @type {Record<string, string>} */
         const accounts = {};
-        for (const [key, cell] of this.states().accounts.entries()) accounts[hexOf(key)] = cell.toBoc().toString('base64');
-        const { store, globalId } = this.history;
-        store.keepSnapshot({ global_id: globalId, utime: this.genesis, seqno: this.head.seqno, accounts });
+        for (const [key, cell] of tree.entries()) accounts[hexOf(key)] = cell.toBoc().toString('base64');
+        store.keepSnapshot({ global_id: globalId, utime: this.genesis, seqno, accounts });
     }
 
     /** @returns {States} after the latest block */

@@ -10,6 +10,7 @@ const PRIVATE = 0o600;
 const VERSION = 1;
 const EMPTY_BLOCKS_KEPT = 10_000;
 const REWRITE_MIN = 1_000;
+const PIECE_BYTES = 1 << 20;
 
 /** @typedef {{account: string, lt: string, hash: string, previous_lt: string, previous_hash: string, boc: string}} StoredTransaction */
 /**
@@ -87,12 +88,7 @@ export class Store {
     /** Every block from the oldest; empty ones of long ago are forgotten here. @returns {Generator<{block: StoredBlock, place: Place}>} */
     *blocks() {
         this.#tidy();
-        let at = 0;
-        for (const line of fs.readFileSync(this.path('blocks.jsonl')).toString().split('\n').slice(0, -1)) {
-            const place = { at, length: Buffer.byteLength(line) + 1 };
-            at += place.length;
-            yield { block: JSON.parse(line), place };
-        }
+        for (const { line, place } of this.#lines()) yield { block: JSON.parse(line.toString()), place };
     }
 
     close() {
@@ -100,14 +96,39 @@ export class Store {
         fs.rmSync(this.path('pid'), { force: true });
     }
 
+    /** Whole lines, each with its place; read in pieces, since the file may be longer than a string can be. @returns {Generator<{line: Buffer, place: Place}>} */
+    *#lines() {
+        const piece = Buffer.alloc(PIECE_BYTES);
+        let rest = Buffer.alloc(0);
+        let at = 0;
+        for (let read = 0, length; (length = fs.readSync(this.descriptor, piece, 0, PIECE_BYTES, read)) > 0; read += length) {
+            const bytes = Buffer.concat([rest, piece.subarray(0, length)]);
+            let from = 0;
+            for (let to; (to = bytes.indexOf('\n', from)) >= 0; from = to + 1) {
+                yield { line: bytes.subarray(from, to), place: { at, length: to + 1 - from } };
+                at += to + 1 - from;
+            }
+            rest = Buffer.from(bytes.subarray(from));
+        }
+    }
+
     #tidy() {
+        const places = [];
+        for (const { line, place } of this.#lines()) places.push({ place, empty: line.includes('"transactions":[]') });
+        const old = places.length - EMPTY_BLOCKS_KEPT;
+        const kept = places.filter(({ empty }, position) => !empty || position >= old);
+        const last = places.at(-1)?.place ?? { at: 0, length: 0 };
+        const whole = last.at + last.length === this.end;
+        if (whole && places.length - kept.length < REWRITE_MIN) return;
         const path = this.path('blocks.jsonl');
-        const lines = fs.readFileSync(path).toString().split('\n');
-        const cut = lines.pop() !== '';
-        const old = Math.max(0, lines.length - EMPTY_BLOCKS_KEPT);
-        const kept = lines.filter((line, position) => position >= old || !line.includes('"transactions":[]'));
-        if (!cut && lines.length - kept.length < REWRITE_MIN) return;
-        writeWhole(path, Buffer.from(kept.map((line) => `${line}\n`).join('')));
+        const fresh = fs.openSync(`${path}.new`, 'w', PRIVATE);
+        for (const { place } of kept) {
+            const line = Buffer.alloc(place.length);
+            fs.readSync(this.descriptor, line, 0, place.length, place.at);
+            fs.writeSync(fresh, line);
+        }
+        fs.closeSync(fresh);
+        fs.renameSync(`${path}.new`, path);
         fs.closeSync(this.descriptor);
         this.descriptor = fs.openSync(path, 'a+', PRIVATE);
         this.end = fs.fstatSync(this.descriptor).size;

@@ -28,7 +28,7 @@ from tests.fixtures_postgres import run_apart
 MODEL = "smollm2-135m-instruct"
 READY_S = 150.0
 STOP_S = 60.0
-KNOWN_S = 20.0
+KNOWN_S = 60.0
 PROCESSES_ASKED = 12
 """Answers in a row, each on a new connection, after which every gateway process has most likely been asked."""
 _PR_SET_PDEATHSIG = 1
@@ -171,7 +171,7 @@ class Network:
             streak = streak + 1 if client.get(f"{self.base_url}/models", headers=headers).status_code == status else 0
             return streak == PROCESSES_ASKED
 
-        with httpx.Client(timeout=10, trust_env=False) as client:
+        with httpx.Client(timeout=60, trust_env=False) as client:
             until(agreed, KNOWN_S, self.dev.diagnose)
 
 

@@ -71,7 +71,7 @@ def test_first_light(dev: Dev) -> None:
     assert events[-1]["usage"]["completion_tokens"] > 0
 
     second = dev.spawn()
-    assert second.wait(30) == 1
+    assert second.wait(60) == 1
     assert f"already runs here: {facts['base_url']} (pid {facts['pids']['supervisor']}" in dev.output.read_text()
 
     # A process counts what it has leased itself and does not use as available, others count it as held.

@@ -38,7 +38,7 @@ def proxy(network: Network, tmp_path: Path) -> Iterator[str]:
             yield line.split()[2].rstrip(",")
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 def verify(network: Network, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,28 +6,26 @@ import os
 import pathlib
 import signal
 import subprocess
-import time
 
 import pytest
 
-from cli.gateway import KILL_MARGIN_S
 from tests.fixtures_gateway import Stack, chat, events_of
 from tests.scripted_engine import until
 
 PATH = "/v1/chat/completions"
-LONG = {"tokens": 2000, "interval_s": 0.02}
+LONG = {"tokens": 1_000_000, "interval_s": 0.02}
+"""Hours of it: whoever ends while it runs has not waited for its end."""
+STOPPED_S = 60.0
 
 
-async def stopped(stack: Stack, within_s: float, *, by_itself: bool = True) -> None:
-    """The gateway has ended well and in time, and nothing is held."""
+async def stopped(stack: Stack, *, by_itself: bool = True) -> None:
+    """The gateway has ended well (`by_itself`: before its main process would have killed it), and nothing is held."""
     assert stack.gateway is not None
-    began = time.monotonic()
     try:
-        code = await asyncio.to_thread(stack.gateway.wait, within_s)
+        code = await asyncio.to_thread(stack.gateway.wait, STOPPED_S)
     except subprocess.TimeoutExpired:
         pytest.fail(f"it did not stop:\n{stack.log()}")
     assert code == 0, stack.log()
-    assert time.monotonic() - began < within_s
     log = stack.log()
     assert "Traceback" not in log, log
     assert ('"settled": true' in log) == by_itself, log
@@ -61,7 +59,7 @@ async def test_every_way_to_stop_is_a_drain_with_an_end(stack: Stack, how: str) 
     else:
         for pid in (*children(stack.gateway.pid), stack.gateway.pid):
             os.kill(pid, signal.SIGINT)
-    await stopped(stack, 12)
+    await stopped(stack)
     events = events_of(await stream)
     assert events[-1]["error"]["type"] == "server_error"
     rows = await stack.rows("SELECT outcome, charge_nano FROM usage")
@@ -82,7 +80,7 @@ async def test_an_upload_does_not_outlast_the_drain(stack: Stack) -> None:
         # Answered after the upload's head, so that the upload is known by then.
         assert (await client.post(PATH, json=chat())).status_code == 200
     stack.gateway.send_signal(signal.SIGTERM)
-    await stopped(stack, 12)
+    await stopped(stack)
     assert b"503" in await reader.readline()
     writer.close()
     assert len(stack.engine.requests) == 1
@@ -105,7 +103,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_the_end(stack: Stack
         await asyncio.sleep(0.3)
     stack.gateway.send_signal(signal.SIGTERM)
     # granian waits for what the client has not read, until its main process ends that wait. The money is safe by then.
-    await stopped(stack, 1 + KILL_MARGIN_S + 5, by_itself=False)
+    await stopped(stack, by_itself=False)
     writer.transport.abort()
     rows = await stack.rows("SELECT outcome FROM usage")
     assert [row["outcome"] for row in rows] == ["broken"]

@@ -60,7 +60,7 @@ async def recovered(stack: Stack) -> None:
             await stack.rows(statement)
         return await stack.rows("SELECT * FROM usage")
 
-    await stack.until_true(ask, lambda rows: len(rows) > 0, deadline_s=40)
+    await stack.until_true(ask, lambda rows: len(rows) > 0, deadline_s=60)
 
 
 async def verdicts_of(worker: subprocess.Popen[bytes], state: Path) -> list[str | None]:

@@ -154,6 +154,7 @@ def check_statements(books: Books, happened: list[tuple[str, int, int]]) -> None
     assert closing == balance.available.nano + balance.held.nano
 
 
+@pytest.mark.usefixtures("one_day")
 def test_statements_tie_to_the_transfers_and_to_each_other(books: Books) -> None:
     @settings(max_examples=25, deadline=None, database=None)
     @given(happened=events)

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.agent.fake_engine import FakeEngine
 from tests.integration.agent.fake_gateway import WORKER_KEY, FakeGateway, Peer, until
 
-STOP_S = 20.0
+STOP_S = 60.0
 
 
 class AgentProcess:
@@ -32,7 +32,7 @@ class AgentProcess:
         return self._log.read_text()
 
     async def peer(self) -> Peer:
-        await until(lambda: self.gateway.enrolments or self.process.returncode is not None, 30.0)
+        await until(lambda: self.gateway.enrolments or self.process.returncode is not None)
         assert self.process.returncode is None, self.output
         return Peer(self.gateway.enrolments[-1])
 

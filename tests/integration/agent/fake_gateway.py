@@ -38,7 +38,7 @@ from tests.signing_values import Operator
 GLOBAL_ID = -217
 SECRET = b"n" * 32
 WORKER_KEY = new_secret_key(WORKER_KEY_PREFIX, system_random())
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 async def until(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
@@ -240,18 +240,17 @@ class Peer:
             return await read_answer(connection)
 
     async def health(self) -> dict[str, Any]:
-        async with asyncio.timeout(10), self.connected() as connection:
+        async with asyncio.timeout(60), self.connected() as connection:
             connection.send(request_bytes(b"GET", b"/healthz", [(b"host", b"worker")]))
             await connection.head()
             return msgspec.json.decode(await connection.read_all(4096))
 
-    async def until_idle(self, deadline_s: float = DEADLINE_S) -> float:
-        """Seconds until nothing runs there."""
+    async def until_idle(self, deadline_s: float = DEADLINE_S) -> None:
+        """Wait until nothing runs there."""
         began = time.monotonic()
         while (await self.health())["running"]:
             assert time.monotonic() - began < deadline_s, "the slot was not freed in time"
             await asyncio.sleep(0.02)
-        return time.monotonic() - began
 
     @contextlib.asynccontextmanager
     async def begun(self, body: dict[str, Any], **changes: Any) -> AsyncIterator["Running"]:

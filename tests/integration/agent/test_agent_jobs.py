@@ -175,13 +175,13 @@ async def test_a_stream_that_is_not_whole_is_never_passed_off_as_whole(
 async def test_the_engine_stops_when_the_gateway_leaves(
     peer: Peer, engine: FakeEngine, body: dict[str, Any], phase: str
 ) -> None:
-    engine.script = Script(prefill_s=30.0) if phase == "prefill" else Script(tokens=("x",) * 60, interval_s=0.2)
+    engine.script = Script(prefill_s=3600.0) if phase == "prefill" else Script(tokens=("x",) * 9000, interval_s=0.2)
     async with peer.begun(body) as job:
         await until(lambda: engine.requests)
         if phase == "decode":
             await job.until_frame(hop.FrameKind.PROGRESS)
-    await until(lambda: engine.requests[0].ended == "aborted", 1.0)
-    assert await peer.until_idle(1.0) < 1.0
+    await until(lambda: engine.requests[0].ended == "aborted")
+    await peer.until_idle()
 
 
 async def test_prompts_progress_and_answers_never_reach_the_log(launch: Launch, engine: FakeEngine) -> None:
@@ -216,10 +216,10 @@ async def test_sglang_gets_names_exact_counts_and_an_explicit_abort(launch: Laun
     assert answer.progress[0].prompt == 11
     assert engine.aborted_rids == []
 
-    engine.script = Script(dialect="sglang", tokens=("x",) * 60, interval_s=0.2)
+    engine.script = Script(dialect="sglang", tokens=("x",) * 9000, interval_s=0.2)
     async with peer.begun(STREAM) as job:
         await job.until_frame(hop.FrameKind.PROGRESS)
-    await until(lambda: engine.aborted_rids == [f"chatcmpl-{job.ticket.job_id.hex}-0"], 2.0)
+    await until(lambda: engine.aborted_rids == [f"chatcmpl-{job.ticket.job_id.hex}-0"])
     await until(lambda: peer.enrolment.engine == "sglang-attached")
 
 

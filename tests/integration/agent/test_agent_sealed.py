@@ -67,7 +67,7 @@ async def test_a_pause_of_the_engine_holds_nothing_back(peer: Peer, engine: Fake
     ticket = peer.ticket(b"", request_digest=call.sent.digest, job_id=call.job_id, max_prompt=100)
     opener = AnswerOpener(digest=call.sent.digest, secrets=call.sent.secrets)
     reader, seen = hop.FrameReader(), b""
-    async with asyncio.timeout(20), peer.connected() as connection:
+    async with asyncio.timeout(60), peer.connected() as connection:
         connection.send(peer.request(call.sent.raw, peer.sealed(ticket), content_type=CONTENT_TYPE))
         await connection.head()
         while b"Hello" not in seen:

@@ -87,7 +87,7 @@ async def test_a_real_model_answers_both_ways_and_hides_what_was_injected(launch
     children = _engine_pids(agent.pid)
     agent.terminate()
     assert await agent.exited() == 0
-    await until(lambda: not any(_alive(pid) for pid in children), 2.0)
+    await until(lambda: not any(_alive(pid) for pid in children))
 
 
 async def test_only_the_manifests_weights_are_served_and_receipts_name_it(launch: Launch, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ async def test_leaving_frees_the_engine_in_decode_and_prefill(launch: Launch) ->
     other = {**CHAT, "messages": [{"role": "user", "content": "other " * 3000}], "max_tokens": 900}
     async with peer.begun(other, max_completion=900):
         # Before anything has come back: an engine that looks at its client only then would prefill to the end.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (await peer.health())["running"]:
                 pass
     await peer.until_idle(FREED_S)
@@ -189,11 +189,11 @@ async def test_the_engine_comes_back_after_a_crash_and_dies_with_the_agent(launc
     async def status() -> int:
         return (await peer.chat({**CHAT, "max_tokens": 1})).status
 
-    end = time.monotonic() + 15
+    end = time.monotonic() + 60
     while await status() != 200:
         assert time.monotonic() < end, agent.output
         await asyncio.sleep(0.1)
     (engine,) = _engine_pids(agent.pid)
     agent.process.kill()
     await agent.exited()
-    await until(lambda: not _alive(engine), 2.0)
+    await until(lambda: not _alive(engine))

@@ -140,6 +140,8 @@ async def test_a_restart_keeps_everything(own_chain: LocalChain, kill: bool) -> 
         assert [one.cell.hash for one in await client.get_transactions(made.address, 16)] == transactions
         again, _ = await client.lookup_block(-1, WHOLE_BASECHAIN, seqno=block.seqno)
         assert again == block
+        then, _ = await client.raw_get_account_state(made.address, block)
+        assert then is not None
         assert client.last_mc_block.seqno > 1
 
 

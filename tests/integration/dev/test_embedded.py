@@ -53,7 +53,7 @@ def redis(place: Path) -> Iterator[EmbeddedRedis]:
     server.stop()
 
 
-def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not in time"
@@ -64,7 +64,7 @@ def query(dsn: str, *statements: str) -> list[str]:
     """First column of the last statement's rows."""
 
     async def run() -> list[str]:
-        connection = await asyncpg.connect(dsn, timeout=10)
+        connection = await asyncpg.connect(dsn, timeout=60)
         try:
             for statement in statements[:-1]:
                 await connection.execute(statement)
@@ -76,7 +76,7 @@ def query(dsn: str, *statements: str) -> list[str]:
 
 
 def redis_says(server: EmbeddedRedis, *commands: str, password: str = PASSWORD) -> list[str]:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall("".join(f"{line}\r\n" for line in (f"AUTH {password}", *commands)).encode())
         answer = connection.makefile()
         return [answer.readline().strip() for _ in range(len(commands) + 1)]

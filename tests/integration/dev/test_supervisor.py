@@ -34,13 +34,13 @@ def state(tmp_path: Path) -> Iterator[StateDirectory]:
     assert left == []
 
 
-async def until(condition: Callable[[], object], seconds: float = 15) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  a process is polled, with a deadline
             await asyncio.sleep(0.02)
 
 
-def until_now(condition: Callable[[], object], seconds: float = 15) -> None:
+def until_now(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not in time"
@@ -148,23 +148,23 @@ async def test_a_deaf_service_and_its_children_are_killed_at_the_deadline(state:
 async def test_a_second_signal_hurries(state: StateDirectory) -> None:
     async def boot(supervisor: Supervisor) -> None:
         await all_ready(
-            supervisor.start(fake_service(state.root, "deaf", mark=state.mark, manner="deaf", stop_s=100)),
+            supervisor.start(fake_service(state.root, "deaf", mark=state.mark, manner="deaf", stop_s=1000)),
         )
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         await Supervisor(state, SystemClock(), lambda: None).run(boot)
 
 
 async def test_stopping_while_starting_leaves_nothing(state: StateDirectory) -> None:
     async def boot(supervisor: Supervisor) -> None:
-        keeper = supervisor.start(fake_service(state.root, "store", mark=state.mark, manner="never", ready_s=100))
+        keeper = supervisor.start(fake_service(state.root, "store", mark=state.mark, manner="never", ready_s=1000))
         await until(lambda: keeper.pid is not None and processes_marked(MARKER, state.mark))
         supervisor.ask_stop()
         await all_ready(keeper)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         await Supervisor(state, SystemClock(), lambda: None).run(boot)
 
 
@@ -173,16 +173,16 @@ async def test_stopping_during_a_command_ends_the_command(state: StateDirectory)
 
     async def boot(supervisor: Supervisor) -> None:
         asyncio.get_running_loop().call_later(0.5, supervisor.ask_stop)
-        await supervisor.complete("migrate", launch, 100)
+        await supervisor.complete("migrate", launch, 1000)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         await Supervisor(state, SystemClock(), lambda: None).run(boot)
 
 
 @pytest.mark.parametrize(
     ("code", "seconds", "message"),
     [
-        ("import sys; print('no such table'); sys.exit(4)", 20, r"migrate failed with 4\. .*no such table"),
+        ("import sys; print('no such table'); sys.exit(4)", 90, r"migrate failed with 4\. .*no such table"),
         ("import time; time.sleep(300)", 0.2, "migrate failed with -9"),
     ],
 )
@@ -255,7 +255,7 @@ def test_a_terminals_interrupt_reaches_the_supervisor_alone_and_children_stop_in
     try:
         # What a terminal does on Ctrl-C: the signal goes to the whole foreground process group.
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(90) == 0
     finally:
         close(process)
     assert order(state) == ["server", "store"]

@@ -12,6 +12,8 @@ import pytest
 from gateway.http.tables import Exact, csv_answer
 from tests.fixtures_gateway import CREDIT_NANO, Stack, chat
 
+pytestmark = pytest.mark.usefixtures("one_day")
+
 NANO = 10**9
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import time
 
 import pytest
 
@@ -21,8 +20,8 @@ async def served(stack: Stack, request: pytest.FixtureRequest) -> Stack:
     return stack
 
 
-async def send_and_leave(stack: Stack, body: dict[str, object], read_until: bytes | None) -> float:
-    """Send a request on a raw socket, read until the marker, close; when it was closed (monotonic)."""
+async def send_and_leave(stack: Stack, body: dict[str, object], read_until: bytes | None) -> None:
+    """Send a request on a raw socket, read until the marker, close. The engine would go on for an hour."""
     reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
     payload = json.dumps(body).encode()
     writer.write(
@@ -33,10 +32,8 @@ async def send_and_leave(stack: Stack, body: dict[str, object], read_until: byte
     if read_until is None:
         await until(lambda: stack.engine.requests)
     else:
-        await asyncio.wait_for(reader.readuntil(read_until), 20)
-    left_at = time.monotonic()
+        await asyncio.wait_for(reader.readuntil(read_until), 60)
     await hang_up(writer)
-    return left_at
 
 
 async def hang_up(writer: asyncio.StreamWriter) -> None:
@@ -47,13 +44,11 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
 
 
 async def test_leaving_mid_stream_stops_the_engine_and_charges_what_was_generated(served: Stack) -> None:
-    body = chat(stream=True, script={"tokens": 500, "interval_s": 0.02})
-    left_at = await send_and_leave(served, body, b"t3 ")
+    body = chat(stream=True, script={"tokens": 100_000, "interval_s": 0.02})
+    await send_and_leave(served, body, b"t3 ")
     seen = served.engine.requests[-1]
     await until(lambda: seen.ended)
     assert seen.ended == "aborted"
-    assert seen.ended_at is not None
-    assert seen.ended_at - left_at < 1
     [row] = await served.usage()
     assert row["outcome"] == "client_gone"
     assert 4 <= row["completion_tokens"] <= seen.sent_tokens
@@ -63,12 +58,10 @@ async def test_leaving_mid_stream_stops_the_engine_and_charges_what_was_generate
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_leaving_before_the_first_token_stops_the_engine(served: Stack, stream: bool) -> None:
-    left_at = await send_and_leave(served, chat(stream=stream, script={"first_s": 30}), None)
+    await send_and_leave(served, chat(stream=stream, script={"first_s": 3600}), None)
     seen = served.engine.requests[-1]
     await until(lambda: seen.ended)
     assert seen.ended == "aborted"
-    assert seen.ended_at is not None
-    assert seen.ended_at - left_at < 1
     await served.check_books()
     rows = await served.rows("SELECT outcome, completion_tokens FROM usage")
     assert [(row["outcome"], row["completion_tokens"]) for row in rows] == [("client_gone", 0)]

@@ -26,7 +26,7 @@ class Upload:
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the next answer, which has a length."""
-        head = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 20)).decode().split("\r\n")
+        head = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 60)).decode().split("\r\n")
         headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
         return int(head[0].split(" ")[1]), headers, await self.reader.readexactly(int(headers["content-length"]))
 
@@ -144,7 +144,7 @@ async def test_a_client_that_asks_before_it_sends_is_let_in_only_with_a_key(gate
     body = json.dumps(chat()).encode()
     async with connected(gateway) as upload:
         await upload.send(head(gateway, len(body), extra="expect: 100-continue\r\n"))
-        assert b"100 Continue" in await asyncio.wait_for(upload.reader.readuntil(b"\r\n\r\n"), 20)
+        assert b"100 Continue" in await asyncio.wait_for(upload.reader.readuntil(b"\r\n\r\n"), 60)
         await upload.send(body)
         assert (await upload.answer())[0] == 200
     async with connected(gateway) as upload:

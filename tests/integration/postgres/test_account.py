@@ -17,6 +17,8 @@ from cocoon.ids import job_day
 from cocoon.money import Amount
 from tests.ledger_values import hold_request, job_id, settlement
 
+pytestmark = pytest.mark.usefixtures("one_day")
+
 WORKER = uuid.UUID(int=11)
 
 

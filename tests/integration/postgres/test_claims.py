@@ -204,7 +204,7 @@ async def test_requests_with_a_key_leave_connections_for_charges(store: Postgres
 
 async def until_blocked(connection: Connection) -> None:
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await connection.fetchval(query) < CONNECTIONS_MAX:
             # The transaction's view of activity is fixed until it is cleared.
             await connection.execute("SELECT pg_stat_clear_snapshot()")
@@ -212,5 +212,5 @@ async def until_blocked(connection: Connection) -> None:
 
 
 async def ask(pool: Pool) -> None:
-    async with pool.acquire(timeout=2) as connection:
+    async with pool.acquire(timeout=60) as connection:
         await connection.fetchval("SELECT 1")

@@ -192,6 +192,7 @@ async def test_vouchers_of_a_signer_only_grow(escrows: Escrows, customer: uuid.U
     assert await escrows.last_voucher(escrow.escrow_id, VoucherSigner.SESSION) == voucher(12)
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_a_statement_says_what_was_refunded(
     escrows: Escrows, ledger: PostgresLedger, connection: Connection, pool: Pool, customer: uuid.UUID
 ) -> None:

@@ -18,15 +18,15 @@ from gateway.postgres.keys import KeyListener, KeyNameTakenError, KeySpec, KeySt
 from tests.fixtures_postgres import PostgresServer
 
 CLOCK = SystemClock()
+DEADLINE_S = 60.0
 
 
-async def until(condition: Callable[[], bool], seconds: float) -> float:
-    """Wait for a condition; returns the seconds it took."""
-    started = time.monotonic()
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition. A table that is loaded learns what it is told: nothing loads it again by the clock."""
+    deadline = time.monotonic() + DEADLINE_S
     while not condition():
-        assert time.monotonic() < started + seconds, "it did not happen in time"
+        assert time.monotonic() < deadline, "it did not happen in time"
         await asyncio.sleep(0.005)
-    return time.monotonic() - started
 
 
 def accepts(table: KeyTable, secret: str) -> bool:
@@ -53,18 +53,18 @@ async def table(database_url: str) -> AsyncIterator[KeyTable]:
     followed = KeyTable(CLOCK)
     async with asyncio.TaskGroup() as group:
         task = group.create_task(KeyListener(database_url, followed, CLOCK, system_random()).run())
-        await until(lambda: followed.fresh, 5)
+        await until(lambda: followed.fresh)
         yield followed
         task.cancel()
 
 
-async def test_a_created_key_is_accepted_and_a_revoked_one_refused_within_a_second(
+async def test_a_created_key_is_accepted_and_a_revoked_one_refused_as_soon_as_it_is_told(
     store: KeyStore, customer: uuid.UUID, table: KeyTable
 ) -> None:
     created = await store.create(
         KeySpec(customer_id=customer, name="app", requests_per_min=60, cors_origins=("https://a",))
     )
-    await until(lambda: accepts(table, created.secret), 1)
+    await until(lambda: accepts(table, created.secret))
     found = table.authenticate(b"Bearer " + created.secret.encode(), now=CLOCK.now())
     assert found.project is not None
     assert found == Principal(
@@ -76,7 +76,7 @@ async def test_a_created_key_is_accepted_and_a_revoked_one_refused_within_a_seco
         cors_origins=frozenset({"https://a"}),
     )
     await store.revoke(str(created.key_id))
-    await until(lambda: not accepts(table, created.secret), 1)
+    await until(lambda: not accepts(table, created.secret))
 
 
 async def test_a_projects_changed_limits_reach_the_keys_of_that_project_only(
@@ -85,7 +85,7 @@ async def test_a_projects_changed_limits_reach_the_keys_of_that_project_only(
     mine = await store.create(KeySpec(customer_id=customer, name="mine"))
     other_customer = await Accounts(store._pool).open_customer(uuid.uuid4(), "Bob")
     other = await store.create(KeySpec(customer_id=other_customer, name="other"))
-    await until(lambda: accepts(table, mine.secret) and accepts(table, other.secret), 1)
+    await until(lambda: accepts(table, mine.secret) and accepts(table, other.secret))
 
     def project_of(secret: str) -> Project:
         project = table.authenticate(b"Bearer " + secret.encode(), now=CLOCK.now()).project
@@ -104,10 +104,10 @@ async def test_a_projects_changed_limits_reach_the_keys_of_that_project_only(
         project_id=project_id, requests_per_min=7, tokens_per_min=8, concurrency_max=9, spend_day_nano_max=10,
         spend_month_nano_max=11,
     )  # fmt: skip
-    await until(lambda: project_of(mine.secret) == wanted, 1)
+    await until(lambda: project_of(mine.secret) == wanted)
     assert project_of(other.secret) == before
     await connection.execute("UPDATE projects SET name = 'x', archived_at = now() WHERE id = $1", project_id)
-    await until(lambda: not accepts(table, mine.secret), 1)
+    await until(lambda: not accepts(table, mine.secret))
     assert accepts(table, other.secret)
 
 
@@ -115,7 +115,7 @@ async def test_the_listener_reconnects_and_learns_what_it_missed(
     store: KeyStore, customer: uuid.UUID, table: KeyTable, connection: Connection
 ) -> None:
     old = await store.create(KeySpec(customer_id=customer, name="old"))
-    await until(lambda: accepts(table, old.secret), 1)
+    await until(lambda: accepts(table, old.secret))
     cut = await connection.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cocoon-keys' "
         "AND datname = current_database()"
@@ -123,7 +123,7 @@ async def test_the_listener_reconnects_and_learns_what_it_missed(
     assert len(cut) == 1
     new = await store.create(KeySpec(customer_id=customer, name="new"))
     await store.revoke(str(old.key_id))
-    await until(lambda: accepts(table, new.secret) and not accepts(table, old.secret), 5)
+    await until(lambda: accepts(table, new.secret) and not accepts(table, old.secret))
 
 
 async def test_the_listener_survives_a_killed_server(own_postgres: PostgresServer) -> None:
@@ -133,12 +133,12 @@ async def test_the_listener_survives_a_killed_server(own_postgres: PostgresServe
         store = KeyStore(pool, system_random())
         customer = await Accounts(pool).open_customer(uuid.uuid4(), "Ada")
         first = await store.create(KeySpec(customer_id=customer, name="first"))
-        await until(lambda: table.fresh and accepts(table, first.secret), 5)
+        await until(lambda: table.fresh and accepts(table, first.secret))
         await asyncio.to_thread(own_postgres.kill)
         assert accepts(table, first.secret)  # for as long as the table is fresh
         await asyncio.to_thread(own_postgres.start)
         second = await store.create(KeySpec(customer_id=customer, name="second"))
-        await until(lambda: accepts(table, second.secret), 10)
+        await until(lambda: accepts(table, second.secret))
         task.cancel()
 
 

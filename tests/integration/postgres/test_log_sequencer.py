@@ -21,7 +21,7 @@ from billing.postgres.pool import Connection, Pool, connect
 from cocoon.checkpoints import Checkpoint, NoteSigner, open_checkpoint
 from cocoon.merkle import Tree, leaf_hash, verify_consistency, verify_inclusion
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 ORIGIN = "cocoon-log/-217"
 SIGNER = NoteSigner(ORIGIN, Ed25519PrivateKey.from_private_bytes(b"l" * 32))
 

@@ -307,6 +307,7 @@ async def test_evidence_cannot_be_taken_back(scene: Scene) -> None:
 # Age
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_receipts_are_dropped_by_the_day_and_nothing_else_is(scene: Scene) -> None:
     delivered = await scene.answer()
     await scene.deliver(delivered)
@@ -320,6 +321,7 @@ async def test_receipts_are_dropped_by_the_day_and_nothing_else_is(scene: Scene)
     assert await scene.bundle(delivered) is not None
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_a_receipt_of_a_day_that_is_not_kept_is_judged_and_logged(scene: Scene) -> None:
     delivered = await scene.answer()
     today = dt.datetime.now(dt.UTC).strftime("%Y%m%d")

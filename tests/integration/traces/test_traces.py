@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 import socket
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -29,10 +28,11 @@ def collector() -> Iterator[Collector]:
         yield collector
 
 
-async def start(stack: Stack, endpoint: str, *, agent: bool) -> None:
-    await stack.start_gateway(upstream=not agent, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+async def start(stack: Stack, endpoint: str, *, agent: bool, **environment: str) -> None:
+    environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
+    await stack.start_gateway(upstream=not agent, **environment)
     if agent:
-        await stack.start_worker("worker-1", stack.engine, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+        await stack.start_worker("worker-1", stack.engine, **environment)
 
 
 def new_trace() -> str:
@@ -269,18 +269,14 @@ def nobody() -> Iterator[str]:
 @pytest.mark.parametrize("collector_away", [silent_server, nobody])
 async def test_a_collector_that_is_away_changes_nothing(stack: Stack, collector_away: Any) -> None:
     with collector_away() as endpoint:
-        await start(stack, endpoint, agent=True)
+        # Whoever waited for the collector, or for the drain, would still be waiting when this test is out of time.
+        await start(stack, endpoint, agent=True, OTEL_EXPORTER_OTLP_TIMEOUT="3600", COCOON_DRAIN_S="600")
         for number in range(10):
-            began = time.monotonic()
             await ask(stack, new_trace(), chat(stream=number % 2 == 0))
-            assert time.monotonic() - began < 3
         assert len(await stack.usage(10)) == 10
         await stack.check_books()
         gateway = stack.gateway
         assert gateway is not None
-        began = time.monotonic()
         gateway.send_signal(signal.SIGTERM)
         await until(lambda: gateway.poll() is not None)
         assert gateway.returncode == 0
-        # Well before anybody loses patience: its drain of 5 s is for requests, and there are none.
-        assert time.monotonic() - began < 7

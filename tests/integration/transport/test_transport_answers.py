@@ -5,7 +5,6 @@ import contextlib
 import gzip
 import json
 import pathlib
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -114,11 +113,12 @@ async def test_what_follows_done_is_not_the_clients_and_does_not_break_the_answe
 
 
 async def test_an_answer_whose_http_end_does_not_come_is_whole_and_costs_its_connection(transport: Transport) -> None:
-    began = time.monotonic()
-    async with opened(transport, stream(event("a") + sse.DONE_EVENT, end=False), stream=True) as (answer, _):
+    async with (
+        asyncio.timeout(60),
+        opened(transport, stream(event("a") + sse.DONE_EVENT, end=False), stream=True) as (answer, _),
+    ):
         data, _ = await drained(answer)
         assert data == event("a") + sse.DONE_EVENT
-        assert time.monotonic() - began < 5
         answer.close()
         assert not any(transport._connections._kept.values())
 

@@ -34,7 +34,7 @@ def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     @functools.wraps(test)
     def run(*, loop: str, **arguments: Any) -> None:
         with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-            runner.run(asyncio.wait_for(test(**arguments), 20))
+            runner.run(asyncio.wait_for(test(**arguments), 100))
 
     parameters = [*inspect.signature(test).parameters.values()]
     parameters.append(inspect.Parameter("loop", inspect.Parameter.KEYWORD_ONLY))

@@ -24,7 +24,7 @@ from workers.postgres.enrolments import STATEMENTS, EnrolmentListener, Enrolment
 from workers.registry import Registry
 from workers.targets import Worker, worker_id_of
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 CUSTOMER = uuid.UUID(int=100)
 KEY, OTHER_KEY = uuid.UUID(int=1), uuid.UUID(int=2)
 CLOCK = ManualClock()

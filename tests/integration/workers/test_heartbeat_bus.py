@@ -18,7 +18,7 @@ from workers.redis import heartbeats
 from workers.redis.heartbeats import CHANNEL, KEY_PREFIX, TTL_MS, HeartbeatBus
 from workers.registry import LIVE_S, Registry
 
-DEADLINE_S = 15.0
+DEADLINE_S = 60.0
 ONE, TWO = uuid.UUID(int=1), uuid.UUID(int=2)
 
 
@@ -143,7 +143,7 @@ async def test_a_redis_that_hangs_without_closing_is_noticed(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeats, "SILENCE_S_MAX", 0.2)
-    monkeypatch.setattr(heartbeats, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(heartbeats, "TIMEOUT_S", 3.0)
     async with _running(own_redis.url) as process:
         # Quiet is not hanging: several silences pass while it answers.
         deadline = time.monotonic() + 1.0
@@ -172,7 +172,9 @@ async def test_real_time_takes_a_silent_worker_out(redis_url: str) -> None:
     clock = SystemClock()
     registry = Registry(clock)
     registry.replace_enrolments([a_worker(clock, 1)])
-    registry.note_heartbeat(ONE, a_heartbeat(), clock.monotonic() - LIVE_S + 0.3)
-    assert registry.models() == {MODEL: 1}
+    silent_at = clock.monotonic() + 0.3
+    registry.note_heartbeat(ONE, a_heartbeat(), silent_at - LIVE_S)
+    models = registry.models()
+    assert models == {MODEL: 1} or clock.monotonic() >= silent_at
 
     await _until(lambda: registry.models() == {MODEL: 0})

@@ -215,7 +215,7 @@ async def test_a_restarted_agent_asks_for_what_its_receipts_lack(tmp_path: Path)
     after = Scene(tmp_path, before.clock, count_max=100)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(after.asker.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not after.link.asked or len(after.unsigned):  # noqa: ASYNC110  another task's doing
                 await asyncio.sleep(0.001)
         running.cancel()

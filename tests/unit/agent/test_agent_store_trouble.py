@@ -53,7 +53,7 @@ def a_receipt(number: int, body: bytes = b"{}") -> KeptReceipt:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  another thread's doing
             await asyncio.sleep(0.001)
 

@@ -70,7 +70,7 @@ async def funded(store: InMemoryLeases, nano: int = 10_000_000) -> uuid.UUID:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  the condition is anything
             await asyncio.sleep(0.001)
 

@@ -29,7 +29,7 @@ async def proxied(gateway: FakeGateway, state: Path, **changes: Any) -> AsyncIte
         yield f"http://127.0.0.1:{proxy.port}/v1"
 
 
-async def until(judge: Callable[[], Any], deadline_s: float = 30.0) -> None:
+async def until(judge: Callable[[], Any], deadline_s: float = 60.0) -> None:
     end = time.monotonic() + deadline_s
     while not judge():
         assert time.monotonic() < end, "did not come true in time"
@@ -192,7 +192,7 @@ async def test_a_program_that_leaves_ends_the_request_at_the_gateway(tmp_path: P
         )
         await reader.readuntil(b"a ")
         writer.close()
-        await asyncio.wait_for(gateway.left.wait(), 30)
+        await asyncio.wait_for(gateway.left.wait(), 60)
 
 
 class Stuck(FakeGateway):

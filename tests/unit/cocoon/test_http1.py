@@ -23,7 +23,7 @@ from cocoon.http1 import Connection, HopClosedError, HopError, request_bytes
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 GET = request_bytes(b"GET", b"/", [(b"host", b"x")])
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:

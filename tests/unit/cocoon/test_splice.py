@@ -86,12 +86,15 @@ def test_as_many_members_as_the_maximum_pass() -> None:
     ids=["string", "escapes", "arrays", "members", "space", "digits", "key"],
 )
 def test_a_body_of_16_mib_is_spliced_in_well_under_a_second_of_cpu(body: bytes) -> None:
-    started = time.process_time()
+    def cpu_s() -> float:
+        started = time.process_time()
+        result = splice.with_members(body, {"stream": b"true"})
+        taken_s = time.process_time() - started
+        assert result.endswith(b',"stream":true}')
+        return taken_s
 
-    result = splice.with_members(body, {"stream": b"true"})
-
-    assert result.endswith(b',"stream":true}')
-    assert time.process_time() - started < 1.0
+    # What it takes at best: on a busy machine others empty the caches meanwhile.
+    assert any(cpu_s() < 1.0 for _ in range(5))
 
 
 def test_usage_gains_members_at_its_front_and_loses_them_again() -> None:

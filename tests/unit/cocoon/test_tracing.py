@@ -133,7 +133,7 @@ def test_closing_does_not_wait_for_a_collector_that_hangs(monkeypatch: pytest.Mo
 
     class Hanging(Kept):
         def shutdown(self) -> None:
-            answers.wait(20)
+            answers.wait(60)
             super().shutdown()
 
     kept = Hanging()

@@ -148,7 +148,7 @@ async def test_a_body_that_was_read_leaves_nothing_to_throw_away(
     with pytest.raises(ClientGoneError):
         await gone.body()
     assert not gone.read
-    await asyncio.wait_for(gone.discard_body(), 5)
+    await asyncio.wait_for(gone.discard_body(), 60)
 
 
 async def test_leaving_is_told_once_and_to_those_who_come_late(reading: tuple[Wire, ASGIClient]) -> None:
@@ -223,7 +223,7 @@ async def test_a_client_that_does_not_read_is_not_waited_for_with_an_error(
     monkeypatch.setattr(module, "FAIL_S_MAX", 0.01)
     wire, client = reading
     wire.full.set()
-    await asyncio.wait_for(client.fail(AnswerBrokenError()), 5)
+    await asyncio.wait_for(client.fail(AnswerBrokenError()), 60)
     assert client.blocked
 
 

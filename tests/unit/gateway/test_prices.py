@@ -30,7 +30,7 @@ async def test_models_are_not_unknown_before_the_prices_are_known(monkeypatch: p
     with pytest.raises(LedgerUnavailableError):
         _ = prices.book
     refreshing = asyncio.create_task(prices.keep_fresh(load))
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), 60)
     # What was loaded stays in force while the database is away.
     assert prices.book is book
     refreshing.cancel()

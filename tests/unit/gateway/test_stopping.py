@@ -85,7 +85,7 @@ async def test_the_drain_begins_once_and_its_end_reaches_those_who_come_later() 
             live = made.pipeline.live
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGTERM)
-                await asyncio.wait_for(made.stopping.wait(), 5)
+                await asyncio.wait_for(made.stopping.wait(), 60)
             tasks = [asyncio.create_task(asyncio.Event().wait()) for _ in range(2)]
             live.enter(cast("Any", tasks[0]))
             await asyncio.wait([tasks[0]])
