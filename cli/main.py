@@ -29,6 +29,7 @@ class Subcommand(msgspec.Struct, frozen=True):
 
 SUBCOMMANDS: Mapping[str, Subcommand] = {
     "alerts": Subcommand("cli.alerts", "Tell customers of low balances and high spending.", "gateway"),
+    "biller": Subcommand("cli.biller", "Settle with the chain: deposits, vouchers, epochs, payouts.", "gateway"),
     "billing": Subcommand("cli.billing", "Check that the books balance; list discrepancies.", "gateway"),
     "chain": Subcommand("cli.chain", "The local chain of development: a simulated TON.", "dev"),
     "dev": Subcommand("cli.dev.command", "Run the whole network on this machine, until Ctrl-C.", "dev"),
