@@ -258,6 +258,8 @@ async def test_a_head_never_goes_back_and_one_that_is_far_behind_is_none(
 ) -> None:
     for _ in range(45):
         seqno = broken_chain.advance(1).seqno
+    # No block comes in between, however long this takes: the lag below is what it says.
+    broken_chain.fault(halt=True)
     known = await reached(own, seqno)
     broken_chain.fault(lag_blocks=3)
     near = await own.head()
