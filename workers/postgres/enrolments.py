@@ -12,12 +12,20 @@ import structlog
 from audit.entries import LeafType
 from audit.postgres.queue import enqueue
 from audit.postgres.statements import SQL as LOG_STATEMENTS
+from cocoon.addresses import Address
 from cocoon.clock import Clock
 from cocoon.enrolment import EnrolRequest, ServedModel
 from cocoon.errors import MalformedError
+from cocoon.receipt import NO_STAKE
 from cocoon.sql import named_statements
 from workers.enrolments import admit, attested
-from workers.errors import AskRefusedError, EnrolmentRefusedError, EnrolmentStoreUnavailableError, KeysetLifetimeError
+from workers.errors import (
+    AskRefusedError,
+    EnrolmentRefusedError,
+    EnrolmentStoreUnavailableError,
+    KeysetLifetimeError,
+    StakeRefusedError,
+)
 from workers.judgement import Judged, Outcome
 from workers.postgres.attestations import (
     Judges,
@@ -84,6 +92,7 @@ class EnrolmentStore:
         Raises:
             EnrolmentStoreUnavailableError: Postgres cannot be reached; nothing is known to be stored.
             AskRefusedError: it changes its mind too often.
+            StakeRefusedError: its stake is another worker's.
             KeysetRefusedError: the keyset is another worker's.
         """
         with translated():
@@ -109,6 +118,7 @@ class EnrolmentStore:
                     msgspec.json.encode(worker.asks).decode(),
                 )
                 worker = msgspec.structs.replace(worker, worker_id=uuid.UUID(str(worker_id)))
+                await _register_stake(connection, worker)
                 if manifest:
                     await enqueue(connection, LeafType.MANIFEST, manifest)
                 await put_keyset(connection, worker, judged)
@@ -230,6 +240,17 @@ class EnrolmentListener:
 
     def _jitter(self) -> float:
         return 0.5 + self._rng.random() / 2
+
+
+async def _register_stake(connection: Connection, worker: Worker) -> None:
+    """Have the biller follow the worker's stake, if it has one."""
+    if worker.stake == NO_STAKE:
+        return
+    registered = await connection.fetchval(
+        STATEMENTS["register_stake"], str(Address(0, worker.stake)), worker.worker_id
+    )
+    if registered is None:
+        raise StakeRefusedError("the stake is another worker's; remove that worker before this one takes it")
 
 
 async def load_workers(

@@ -90,6 +90,17 @@ WHERE
     AND (k.expires_at IS NULL OR k.expires_at > now())
 ORDER BY w.worker_id;
 
+-- name: register_stake
+-- None while the stake is that of another worker: a bond answers for one worker at one operator (PROTOCOL 4).
+INSERT INTO stakes AS s (address, worker_id)
+VALUES ($1, $2)
+ON CONFLICT (address) DO UPDATE
+    SET worker_id = excluded.worker_id
+    WHERE
+        s.worker_id = excluded.worker_id
+        OR NOT EXISTS (SELECT FROM workers AS w WHERE w.worker_id = s.worker_id AND w.state = 'enrolled')
+RETURNING address;
+
 -- name: remove_worker
 UPDATE workers SET state = 'removed'
 WHERE worker_id = $1 AND state = 'enrolled'
