@@ -29,9 +29,11 @@ class Subcommand(msgspec.Struct, frozen=True):
 
 SUBCOMMANDS: Mapping[str, Subcommand] = {
     "alerts": Subcommand("cli.alerts", "Tell customers of low balances and high spending.", "gateway"),
+    "biller": Subcommand("cli.biller", "Settle with the chain: deposits, vouchers, epochs, payouts.", "gateway"),
     "billing": Subcommand("cli.billing", "Check that the books balance; list discrepancies.", "gateway"),
     "chain": Subcommand("cli.chain", "The local chain of development: a simulated TON.", "dev"),
     "dev": Subcommand("cli.dev.command", "Run the whole network on this machine, until Ctrl-C.", "dev"),
+    "escrow": Subcommand("cli.escrow", "Fund your use from a contract of your own, and leave it.", "gateway"),
     "gateway": Subcommand("cli.gateway", "Serve the OpenAI-compatible API.", "gateway"),
     "keys": Subcommand("cli.keys", "Create, list, limit, rotate and revoke keys.", "gateway"),
     "orgs": Subcommand("cli.orgs", "Organisations: create, credit, list; who changed what.", "gateway"),

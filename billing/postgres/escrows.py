@@ -128,6 +128,20 @@ class Escrows:
             await _attribute(connection, customer_id)
             return await _lock_all(connection, customer_id)
 
+    async def attribute_all(self) -> None:
+        """Give every customer's new charges to its escrows."""
+        async with acquired(self._pool) as connection:
+            rows = await connection.fetch(_SQL["unattributed_customers"])
+        for row in rows:
+            await self.attribute(row["customer_id"])
+
+    async def unfinished(self) -> list[Escrow]:
+        """All escrows that can change or have something unfinished, by id."""
+        found: list[Escrow] = []
+        while page := await self.watched(found[-1].escrow_id if found else None):
+            found += page
+        return found
+
     async def add_voucher(self, escrow_id: uuid.UUID, voucher: Voucher) -> bool:
         """Keep a voucher whose signature the caller has checked; False when this very one was there.
 
@@ -149,10 +163,12 @@ class Escrows:
             )  # fmt: skip
             return True
 
-    async def last_voucher(self, escrow_id: uuid.UUID, signer: VoucherSigner) -> Voucher | None:
-        """The highest voucher of a signer."""
+    async def last_voucher(
+        self, escrow_id: uuid.UUID, signer: VoucherSigner, *, at_most_nano: int | None = None
+    ) -> Voucher | None:
+        """The highest voucher of a signer, of those up to `at_most_nano`."""
         async with acquired(self._pool) as connection:
-            return await _last_voucher(connection, escrow_id, signer)
+            return await _last_voucher(connection, escrow_id, signer, at_most_nano)
 
 
 def read_escrow(row: Record) -> Escrow:
@@ -254,8 +270,10 @@ async def _find(connection: Connection, customer_id: uuid.UUID | None, address: 
     return read_escrow(rows[0]) if rows else None
 
 
-async def _last_voucher(connection: Connection, escrow_id: uuid.UUID, signer: VoucherSigner) -> Voucher | None:
-    row = await connection.fetchrow(_SQL["last_voucher"], escrow_id, signer.value)
+async def _last_voucher(
+    connection: Connection, escrow_id: uuid.UUID, signer: VoucherSigner, at_most_nano: int | None = None
+) -> Voucher | None:
+    row = await connection.fetchrow(_SQL["last_voucher"], escrow_id, signer.value, at_most_nano)
     if row is None:
         return None
     return Voucher(

@@ -163,6 +163,15 @@ LEFT JOIN accounts AS spent
 WHERE cursor.customer_id = $1
 FOR UPDATE OF cursor;
 
+-- name: unattributed_customers
+-- Customers with charges that were not given to their escrows yet.
+SELECT cursor.customer_id
+FROM escrow_customers AS cursor
+INNER JOIN accounts AS spent
+    ON cursor.customer_id = spent.owner AND spent.kind = 'customer_leased' AND spent.asset = 'TON'
+WHERE spent.debits_posted > cursor.attributed_nano
+ORDER BY cursor.customer_id;
+
 -- name: add_attributed
 UPDATE escrow_customers SET attributed_nano = attributed_nano + $2
 WHERE customer_id = $1;
@@ -190,14 +199,14 @@ VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (escrow_id, signer, cumulative_nano) DO NOTHING;
 
 -- name: last_voucher
--- The highest voucher of signer $2 for escrow $1.
+-- The highest voucher of signer $2 for escrow $1, of those up to $3 nano.
 SELECT
     signer,
     cumulative_nano,
     usage_root,
     signature
 FROM vouchers
-WHERE escrow_id = $1 AND signer = $2
+WHERE escrow_id = $1 AND signer = $2 AND ($3::bigint IS NULL OR cumulative_nano <= $3)
 ORDER BY cumulative_nano DESC
 LIMIT 1;
 

@@ -41,7 +41,7 @@ INTERNAL = {
     # Of sealed requests, which only clients and agents open.
     "ReplayedError", "UnopenableError",
     # Between the biller and the chain; no request waits for that.
-    "ChainContradictionError",
+    "ChainContradictionError", "ForeignContractError", "OtherPayoutError", "PayoutError", "TurnLostError",
     # Between the gateway and the receivers of alerts.
     "WebhookAddressError", "WebhookFailedError",
 }  # fmt: skip

@@ -1,0 +1,34 @@
+"""What the biller has asked the outbox for: a purpose is asked for again only when it had no effect for a while."""
+
+from collections.abc import Collection
+
+import msgspec
+
+from billing.postgres.pool import Pool, acquired
+from billing.postgres.statements import load_statements
+from billing.ton.outbox import ATTEMPTS_MAX
+from cocoon.addresses import Address
+
+_SQL = load_statements("biller.sql")
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """How often something was asked for; whether that is still under way; seconds since it was last executed."""
+
+    times: int = 0
+    is_open: bool = False
+    executed_ago_s: float | None = None
+
+
+class AskedFor:
+    """Reads the intents of one wallet."""
+
+    def __init__(self, pool: Pool, wallet: Address) -> None:
+        self._pool = pool
+        self._wallet = str(wallet)
+
+    async def __call__(self, purposes: Collection[str]) -> dict[str, Asked]:
+        """What became of each of these purposes; those that were never asked for are absent."""
+        async with acquired(self._pool) as connection:
+            rows = await connection.fetch(_SQL["asked"], self._wallet, list(purposes), ATTEMPTS_MAX)
+        return {row["purpose"]: Asked(row["times"], bool(row["still_open"]), row["executed_ago_s"]) for row in rows}

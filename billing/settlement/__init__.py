@@ -1,0 +1,1 @@
+"""Settlement on TON: what the biller watches, decides and sends."""

@@ -1,0 +1,68 @@
+"""`cocoon biller`: settle with the chain, and what an operator has to know of it."""
+
+import asyncio
+import signal
+
+import click
+import msgspec
+
+from billing.postgres.alarms import Alarm, Alarms
+from billing.postgres.pool import Pool, open_pool
+from billing.settings import SettingsError, read_database_settings
+from billing.settlement.biller import run_biller
+from billing.settlement.settings import read_biller_settings
+from billing.ton.liteclient import LiteChain
+from billing.ton.settings import LITESERVERS_VARIABLE, liteservers_setting
+from cli.database import run_on_pool
+from cocoon.clock import SystemClock
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
+    """Watch deposits, settle vouchers, post epochs and pay workers. A second one stands by.
+
+    Told by COCOON_DATABASE_URL, COCOON_LITESERVERS, COCOON_PAYOUT_CONTRACT, COCOON_BILLER_WALLET_KEY_FILE,
+    COCOON_VOUCHER_KEY_FILE, COCOON_OPERATOR_KEY, COCOON_GLOBAL_ID, COCOON_EPOCH_S, COCOON_SETTLE_MIN and
+    COCOON_CLAIM_MIN (docs/settlement.md).
+    """
+    if context.invoked_subcommand is None:
+        asyncio.run(_serve())
+
+
+@command.command("alarms")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.pass_context
+def alarms_command(context: click.Context, *, as_json: bool) -> None:
+    """Show what needs an operator now; exit 1 when something does."""
+
+    async def work(pool: Pool) -> list[Alarm]:
+        return await Alarms(pool).open()
+
+    found = run_on_pool(work)
+    for alarm in found:
+        if as_json:
+            click.echo(msgspec.json.encode(alarm).decode())
+        else:
+            click.echo(f"{alarm.raised_at:%Y-%m-%d %H:%M:%S} {alarm.kind} {alarm.subject}: {alarm.detail}")
+    if found:
+        context.exit(1)
+    if not as_json:
+        click.echo("No alarms.")
+
+
+async def _serve() -> None:
+    settings, database = read_biller_settings(), read_database_settings()
+    servers = liteservers_setting()
+    if servers is None:
+        raise SettingsError(f"set {LITESERVERS_VARIABLE} to a file in the form of TON's global.config.json")
+    clock = SystemClock()
+    async with (
+        open_pool(database.database_url, application="cocoon-biller") as pool,
+        LiteChain(servers, clock, global_id=settings.global_id) as chain,
+        asyncio.TaskGroup() as group,
+    ):
+        serving = group.create_task(run_biller(settings, database.database_url, pool, chain, clock), name="biller")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # What is signed is stored: whoever comes next goes on with it.
+            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)

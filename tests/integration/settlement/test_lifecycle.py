@@ -1,0 +1,143 @@
+"""Money from a customer's wallet to a worker's, on the local chain (a simulated TON), and every nano accounted for."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from billing.escrows import Escrow, EscrowState
+from billing.postgres.account import Accounts
+from billing.postgres.escrows import Escrows
+from billing.postgres.ledger import PostgresLedger
+from billing.postgres.pool import Connection, Pool
+from billing.settlement.biller import run_biller
+from billing.settlement.deployment import deploy_escrow
+from billing.settlement.settings import BillerSettings
+from billing.ton.chain import Chain
+from billing.ton.wallet_messages import Transfer
+from cocoon.addresses import Address
+from cocoon.cells import Builder
+from cocoon.clock import SystemClock
+from cocoon.contracts.escrow import RequestClose
+from cocoon.money import Amount, Price
+from cocoon.usage import TokenUsage
+from tests.fixtures_chain import LocalChain
+from tests.ledger_values import hold_request, settlement
+from tests.settlement_chain import FEE_BPS, GLOBAL_ID, TON, SettlementNetwork, Somebody, key, terms_of, until
+
+NANO = Price(version=1, prompt=1_000_000, cached=0, completion=0, share_bps=10_000 - FEE_BPS)
+"""One nano for each token; the operator's fee is the payout contract's."""
+
+
+def biller_settings(network: SettlementNetwork) -> BillerSettings:
+    return BillerSettings(
+        global_id=GLOBAL_ID, payout=network.payout, wallet_key=key(f"{network.name} operator"),
+        voucher_key=network.voucher_key, operator_key=None, epoch_s=1.0, interval_s=0.1, settle_min_nano=10 * TON,
+        claim_min_nano=1,
+    )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def biller(network: SettlementNetwork, database_url: str, pool: Pool) -> AsyncGenerator[None]:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(run_biller(biller_settings(network), database_url, pool, network.chain, SystemClock()))
+        yield
+        task.cancel()
+
+
+async def enrol_worker(connection: Connection, wallet: Address) -> uuid.UUID:
+    worker, key_id, owner = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
+    await connection.execute("INSERT INTO customers (id, name) VALUES ($1, $2)", owner, str(owner))
+    await connection.execute(
+        "INSERT INTO api_keys (id, customer_id, name, sha256, prefix, role, wallet) "
+        "VALUES ($1, $2, 'w', $3, 'wk', 'worker', $4)",
+        key_id, owner, key_id.bytes * 2, str(wallet),
+    )  # fmt: skip
+    await connection.execute(
+        "INSERT INTO workers (worker_id, key_id, name, url, models, capacity, engine, tee_type, keyset, keyset_digest) "
+        "VALUES ($1, $2, 'w', 'http://w', '[]', 1, 'e', 'none', '', $3)",
+        worker, key_id, bytes(32),
+    )  # fmt: skip
+    return worker
+
+
+async def spend(ledger: PostgresLedger, customer: uuid.UUID, worker: uuid.UUID, nano: int) -> None:
+    request = hold_request(customer, nano)
+    await ledger.hold(request)
+    job = settlement(request.job_id, customer, worker=worker, usage=TokenUsage(prompt=nano), price=NANO)
+    assert (await ledger.settle(job)).charge.nano == nano
+
+
+class Customer:
+    """A customer with an escrow that its own wallet has funded."""
+
+    def __init__(self, wallet: Somebody, escrow: Escrow, customer_id: uuid.UUID, escrows: Escrows) -> None:
+        self.wallet = wallet
+        self.escrow = escrow
+        self.customer_id = customer_id
+        self._escrows = escrows
+
+    async def now(self) -> Escrow:
+        found = await self._escrows.find(self.escrow.terms.address)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+async def customer(
+    network: SettlementNetwork, chain: Chain, local_chain: LocalChain, pool: Pool, ledger: PostgresLedger
+) -> Customer:
+    del ledger  # its books are checked at the end
+    wallet = Somebody(chain, local_chain, f"{network.name} client")
+    await wallet.fund(50 * TON)
+    config = network.escrow_config(wallet)
+    escrows = Escrows(pool)
+    customer_id = await Accounts(pool).open_customer(uuid.uuid4(), "Ada")
+    escrow = await escrows.register(uuid.uuid4(), customer_id, terms_of(config))
+    await wallet.send(deploy_escrow(config, 20 * TON))
+    return Customer(wallet, escrow, customer_id, escrows)
+
+
+async def test_a_deposit_is_used_settled_paid_out_and_refunded(
+    network: SettlementNetwork, customer: Customer, ledger: PostgresLedger, connection: Connection, pool: Pool,
+    database_url: str, local_chain: LocalChain,
+) -> None:  # fmt: skip
+    payee = Somebody(network.chain, local_chain, f"{network.name} worker")
+    await payee.fund(TON)
+    await payee.send(Transfer(payee.address, 1, Builder().end()))
+    worker, before_pay = await enrol_worker(connection, payee.address), await payee.balance()
+
+    async def credited() -> bool:
+        return (await ledger.balance(customer.customer_id)).available == Amount(20 * TON)
+
+    async def paid() -> bool:
+        return await payee.balance() > before_pay + share - TON // 100  # the wallet pays for taking it in
+
+    async def closed() -> bool:
+        now = await customer.now()
+        return now.state is EscrowState.CLOSED and not now.refund_due_nano
+
+    async with biller(network, database_url, pool):
+        await until(credited, "the deposit")
+        await spend(ledger, customer.customer_id, worker, 3 * TON)
+        share = 3 * TON * (10_000 - FEE_BPS) // 10_000
+        await until(paid, "the worker's payout")
+        await spend(ledger, customer.customer_id, worker, 1 * TON)
+        await customer.wallet.send(
+            Transfer(Address.parse(customer.escrow.terms.address), TON // 10, RequestClose(0).encode())
+        )
+
+        async def settled() -> bool:
+            return (await customer.now()).settled_nano == 4 * TON
+
+        await until(settled, "the last voucher in the window")
+        before = await customer.wallet.balance()
+        local_chain.advance(61)
+        await until(closed, "the refund in the books")
+    assert await customer.wallet.balance() - before > 16 * TON - TON // 100  # less what taking it in costs
+    assert (await ledger.balance(customer.customer_id)).available == Amount(0)
+    assert await connection.fetchval("SELECT paid_nano FROM payees WHERE returned_nano = 0") >= share
+    assert await connection.fetchval("SELECT count(*) FROM biller_alarms") == 0
+    assert await connection.fetchval("SELECT credits_posted FROM accounts WHERE kind = 'operator_loss'") == 0
