@@ -281,10 +281,15 @@ async def test_a_stake_is_followed_for_one_worker_until_that_is_removed(url: str
 
     await store.remove(first.worker_id)
     second = await store.save(worker("two", b"boot-thr-0123456"), KEY)
+    await _execute(url, "UPDATE workers SET enrolled_at = now() - interval '7 hours' WHERE name = 'two'")
+    third = await store.save(worker("three", b"boot-fou-0123456"), OTHER_KEY)
+    await _execute(url, "UPDATE api_keys SET revoked_at = now() WHERE id = $1", OTHER_KEY)
+    fourth = await store.save(worker("four", b"boot-fiv-0123456"), KEY)
+    assert len({first.worker_id, second.worker_id, third.worker_id, fourth.worker_id}) == 4
 
     connection = await asyncpg.connect(url)
     try:
         rows = await connection.fetch("SELECT address, worker_id, state FROM stakes")
     finally:
         await connection.close()
-    assert [tuple(row) for row in rows] == [(f"0:{account}", second.worker_id, "registered")]
+    assert [tuple(row) for row in rows] == [(f"0:{account}", fourth.worker_id, "registered")]
