@@ -16,7 +16,7 @@ from cocoon.errors import MalformedError
 from cocoon_client.errors import BundleUnavailableError, ClientError
 from cocoon_client.opening import Opening
 from cocoon_client.trust import Trust
-from cocoon_client.verification.log import Growth, is_larger
+from cocoon_client.verification.log import Anchored, Growth, is_larger
 from cocoon_client.verification.proof import Proof
 from cocoon_client.verification.steps import Report
 from cocoon_client.verification.walk import verify
@@ -106,14 +106,23 @@ class Receipts:
             old = Checkpoint.decode(NoteVerifier.parse(trust.log_key).open(seen)).size
         except MalformedError:
             return None
-        sizes = sorted((old, bundle.log.size))
+        return Growth(seen, await self._joined(old, bundle.log.size))
+
+    async def anchored(self, anchored: Anchored, bundle: ReceiptBundle) -> Anchored:
+        """The anchor with the proof that joins it to the bundle's checkpoint, as `growth` has one."""
+        if bundle.log is None or not anchored.count:
+            return anchored
+        return msgspec.structs.replace(anchored, proof=await self._joined(anchored.size, bundle.log.size))
+
+    async def _joined(self, one: int, other: int) -> tuple[bytes, ...]:
+        sizes = sorted((one, other))
         if sizes[0] == sizes[1]:
-            return Growth(seen, ())
+            return ()
         try:
             raw = await self._get(f"/log/consistency?from={sizes[0]}&to={sizes[1]}", PROOF_BYTES_MAX)
-            return Growth(seen, msgspec.json.decode(raw, type=_Consistency).path)
+            return msgspec.json.decode(raw, type=_Consistency).path
         except (BundleUnavailableError, msgspec.DecodeError, UnicodeDecodeError):
-            return Growth(seen, ())
+            return ()
 
     async def _bundle(self, receipt_id: str) -> ReceiptBundle:
         return ReceiptBundle.decode(await self._get(f"/receipts/{receipt_id}", BUNDLE_BYTES_MAX))
@@ -144,11 +153,12 @@ def offline_growth(trust: Trust, store: Proofs) -> Growth | None:
 
 
 async def complete(
-    receipts: Receipts, store: Proofs, trust: Trust, receipt_id: str, *, wait_s: float
+    receipts: Receipts, store: Proofs, trust: Trust, receipt_id: str, *, wait_s: float, anchor: Anchored | None = None
 ) -> tuple[Proof, Report]:
     """Fetch what belongs to a receipt, keep it beside what this client kept, and judge it all.
 
-    The checkpoint is remembered only when it is consistent with what was seen before.
+    The checkpoint is remembered only when it is consistent with what was seen before. `anchor` is what the chain was
+    found to hold, if it was asked.
 
     Raises:
         BundleUnavailableError: the gateway shows nothing.
@@ -160,7 +170,8 @@ async def complete(
         raise MalformedError("the gateway shows the bundle of another receipt")
     proof = Proof(bundle=bundle, opening=None if kept is None else kept.opening)
     growth = await receipts.growth(trust, store, bundle)
-    report = await asyncio.to_thread(verify, proof, trust, growth)
+    anchored = None if anchor is None else await receipts.anchored(anchor, bundle)
+    report = await asyncio.to_thread(verify, proof, trust, growth, anchored)
     if proof.opening is not None:
         store.save(proof)
     remember(store, trust, proof, report)

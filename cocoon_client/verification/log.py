@@ -1,6 +1,7 @@
 """The steps about the transparency log: the receipt is in it, and it only grew since it was last looked at."""
 
 import datetime as dt
+import hashlib
 
 import msgspec
 
@@ -24,6 +25,21 @@ class Growth(msgspec.Struct, frozen=True):
 
     seen: str
     proof: tuple[bytes, ...] | None
+
+
+class Anchored(msgspec.Struct, frozen=True):
+    """The last anchor in a payout contract, proven as of a masterchain block.
+
+    `proof` joins the anchored tree and the shown one (RFC 6962, from the smaller to the larger); None where nobody
+    could be asked for it.
+    """
+
+    count: int
+    origin_hash: bytes
+    size: int
+    root: bytes
+    block_seqno: int
+    proof: tuple[bytes, ...] | None = None
 
 
 def inclusion(facts: Facts, trust: Trust) -> tuple[Step, Checkpoint | None]:
@@ -90,6 +106,23 @@ def is_larger(note: str, before: str, log_key: str) -> bool:
         return False
 
 
-def anchor() -> Step:
-    """The log's root on TON."""
-    return not_shown("anchor", "checkpoints are not anchored on TON yet", required=False)
+def anchor(shown: Checkpoint | None, anchored: Anchored | None) -> Step:
+    """The shown log and the one whose root stands on TON are one log."""
+    name = "anchor"
+    if anchored is None:
+        return not_shown(name, "the chain was not asked: no payout contract is named", required=False)
+    if shown is None:
+        return not_shown(name, "there is no checkpoint to compare with the chain's")
+    where = f"block {anchored.block_seqno} of TON"
+    if anchored.count == 0:
+        return not_shown(name, f"as of {where} the contract has anchored nothing yet")
+    if anchored.origin_hash != hashlib.sha256(shown.origin.encode()).digest():
+        return failed(name, f"as of {where} the contract anchors another log")
+    if anchored.proof is None and anchored.size != shown.size:
+        return not_shown(name, "the log was not asked to prove that it continues the anchored one")
+    older, newer = sorted(((anchored.size, anchored.root), (shown.size, shown.root)), key=lambda tree: tree[0])
+    try:
+        verify_consistency(older[0], newer[0], anchored.proof or (), older[1], newer[1])
+    except MalformedError as error:
+        return failed(name, f"the log is not the one that stands on the chain, or does not prove it: {error}")
+    return held(name, f"the log is the one of {anchored.size} entries that {where} anchors")

@@ -9,7 +9,7 @@ from cocoon.ticket import plain_request_digest
 from cocoon_client.opening import Opening
 from cocoon_client.trust import Trust
 from cocoon_client.verification import evidence, log, receipts
-from cocoon_client.verification.log import Growth
+from cocoon_client.verification.log import Anchored, Growth
 from cocoon_client.verification.proof import Proof
 from cocoon_client.verification.receipts import Facts
 from cocoon_client.verification.steps import Report, Step, failed, held, not_shown
@@ -17,10 +17,11 @@ from cocoon_client.verification.steps import Report, Step, failed, held, not_sho
 _SEALED_LABEL = b"cocoon/sealed/1\x00"
 
 
-def verify(proof: Proof, trust: Trust, growth: Growth | None = None) -> Report:
+def verify(proof: Proof, trust: Trust, growth: Growth | None = None, anchored: Anchored | None = None) -> Report:
     """Everything that a saved proof shows under the verifier's own trust.
 
-    `growth` joins the log's checkpoint to the one that the verifier saw last, where it saw one.
+    `growth` joins the log's checkpoint to the one that the verifier saw last, where it saw one, `anchored`
+    to the one on the chain, where that was asked.
     """
     bundle, opening = proof.bundle, proof.opening
     if bundle is None:
@@ -46,7 +47,7 @@ def verify(proof: Proof, trust: Trust, growth: Growth | None = None) -> Report:
         sealing(facts, opening),
         inclusion,
         log.consistency(checkpoint, growth, trust),
-        log.anchor(),
+        log.anchor(checkpoint, anchored),
     )
     simulated = facts.body.tee_type.endswith("-simulated") or (verdict is not None and verdict.simulated)
     return Report(bundle.receipt_id, simulated, steps if same is None else (same, *steps))

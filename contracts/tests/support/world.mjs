@@ -238,12 +238,14 @@ export class World {
 
     /** @param {bigint} settled @param {bigint} owed */
     async checkPayout(settled, owed) {
-        const { received, paid, feeWithdrawn, total, pendingTotal } = await this.payoutData();
+        const { received, paid, feeWithdrawn, total, pendingTotal, pendingAt } = await this.payoutData();
         const feeMax = (received * FEE_BPS) / 10_000n;
         assert.equal(received + owed, settled + this.donated);
         assert.equal(feeWithdrawn, this.fees);
         assert.ok(feeWithdrawn <= feeMax, 'the fee is beyond its share');
         assert.ok(total <= received - feeMax && pendingTotal <= received - feeMax, 'more was promised than came in');
+        const active = pendingTotal > total && this.now >= pendingAt ? pendingTotal : total;
+        assert.ok(paid <= active, 'more was paid than the active root promises');
         const lost = this.workers.reduce((sum, worker) => sum + worker.lost, 0n);
         assert.equal(paid, this.workers.reduce((sum, worker) => sum + worker.paid, lost));
         assert.ok((await balanceOf(this.chain, this.payout)) >= received - paid - feeWithdrawn, 'earnings are missing');

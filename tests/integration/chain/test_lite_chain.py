@@ -24,10 +24,15 @@ from billing.ton.settings import Liteserver, liteservers_setting, read_liteserve
 from billing.ton.wallet import OperatorWallet
 from billing.ton.wallet_keys import ChainWalletKeys
 from billing.ton.wallet_messages import Transfer
+from cli.anchors import NoPayoutContractError, anchor_of, read_anchor
 from cli.dev.address import free_port
 from cocoon.addresses import Address
 from cocoon.cells import Builder
 from cocoon.clock import SystemClock
+from cocoon.contracts.codes import code_of
+from cocoon.contracts.payout import ACCOUNT_CODE, Fund, PayoutConfig, PostAnchor, payout_init
+from cocoon.contracts.payout import CODE as PAYOUT
+from cocoon.contracts.records import NO_HASH
 from tests.fixtures_chain import LocalChain
 from tests.memory_outbox import MemoryOutbox
 
@@ -162,6 +167,35 @@ async def test_a_deployed_wallets_key_is_read_from_its_proven_data(local_chain: 
     assert found.public_key == key_of("key").public_key().public_bytes_raw()
 
 
+async def test_an_anchor_is_read_from_a_real_payout_contract(local_chain: LocalChain, shared: LiteChain) -> None:
+    wallet, store = operator("anchor"), MemoryOutbox()
+    config = PayoutConfig(wallet.address, wallet.address, 500, 60, NO_HASH, code_of(ACCOUNT_CODE))
+    init = payout_init(code_of(PAYOUT), config)
+    await reached(shared, local_chain.faucet(wallet.address, 10 * TON).seqno)
+    await store.enqueue([Intent("deploy", Transfer(init.address, TON, Fund(1, 0).encode(), init))])
+    await emptied(shared, store, wallet)
+
+    async def deployed() -> bool:
+        return (await shared.account(init.address)).status is AccountStatus.ACTIVE
+
+    await until(deployed)
+    empty = await read_anchor(local_chain.config, str(init.address), GLOBAL_ID)
+    first, second = (PostAnchor(number, somebody("log").account, 5 * number, somebody(f"root {number}").account)
+                     for number in (1, 2))  # fmt: skip
+    for number, one in enumerate((first, second)):
+        await store.enqueue([Intent(f"anchor {number}", Transfer(init.address, TON // 10, one.encode()))])
+    await emptied(shared, store, wallet)
+
+    async def posted() -> bool:
+        return (await anchor_of(shared, init.address)).count == 2
+
+    await until(posted)
+    found = await read_anchor(local_chain.config, str(init.address), GLOBAL_ID)
+    assert (empty.count, found.size, found.origin_hash, found.root) == (0, 10, second.origin_hash, second.root)
+    with pytest.raises(NoPayoutContractError):
+        await read_anchor(local_chain.config, str(wallet.address), GLOBAL_ID)
+
+
 async def test_more_transactions_than_one_answer_has_are_joined(local_chain: LocalChain, shared: LiteChain) -> None:
     address = somebody("many")
     for _ in range(20):
@@ -224,6 +258,8 @@ async def test_a_head_never_goes_back_and_one_that_is_far_behind_is_none(
 ) -> None:
     for _ in range(45):
         seqno = broken_chain.advance(1).seqno
+    # No block comes in between, however long this takes: the lag below is what it says.
+    broken_chain.fault(halt=True)
     known = await reached(own, seqno)
     broken_chain.fault(lag_blocks=3)
     near = await own.head()

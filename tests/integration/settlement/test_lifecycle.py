@@ -14,6 +14,7 @@ from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Connection, Pool
 from billing.settlement.biller import run_biller
 from billing.settlement.deployment import deploy_escrow
+from billing.settlement.reconcile import reconcile
 from billing.settlement.settings import BillerSettings
 from billing.ton.chain import Chain
 from billing.ton.wallet_messages import Transfer
@@ -21,14 +22,10 @@ from cocoon.addresses import Address
 from cocoon.cells import Builder
 from cocoon.clock import SystemClock
 from cocoon.contracts.escrow import RequestClose
-from cocoon.money import Amount, Price
-from cocoon.usage import TokenUsage
+from cocoon.money import Amount
 from tests.fixtures_chain import LocalChain
-from tests.ledger_values import hold_request, settlement
+from tests.settlement_books import enrol_worker, spend
 from tests.settlement_chain import FEE_BPS, GLOBAL_ID, TON, SettlementNetwork, Somebody, key, terms_of, until
-
-NANO = Price(version=1, prompt=1_000_000, cached=0, completion=0, share_bps=10_000 - FEE_BPS)
-"""One nano for each token; the operator's fee is the payout contract's."""
 
 
 def biller_settings(network: SettlementNetwork) -> BillerSettings:
@@ -45,29 +42,6 @@ async def biller(network: SettlementNetwork, database_url: str, pool: Pool) -> A
         task = group.create_task(run_biller(biller_settings(network), database_url, pool, network.chain, SystemClock()))
         yield
         task.cancel()
-
-
-async def enrol_worker(connection: Connection, wallet: Address) -> uuid.UUID:
-    worker, key_id, owner = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
-    await connection.execute("INSERT INTO customers (id, name) VALUES ($1, $2)", owner, str(owner))
-    await connection.execute(
-        "INSERT INTO api_keys (id, customer_id, name, sha256, prefix, role, wallet) "
-        "VALUES ($1, $2, 'w', $3, 'wk', 'worker', $4)",
-        key_id, owner, key_id.bytes * 2, str(wallet),
-    )  # fmt: skip
-    await connection.execute(
-        "INSERT INTO workers (worker_id, key_id, name, url, models, capacity, engine, tee_type, keyset, keyset_digest) "
-        "VALUES ($1, $2, 'w', 'http://w', '[]', 1, 'e', 'none', '', $3)",
-        worker, key_id, bytes(32),
-    )  # fmt: skip
-    return worker
-
-
-async def spend(ledger: PostgresLedger, customer: uuid.UUID, worker: uuid.UUID, nano: int) -> None:
-    request = hold_request(customer, nano)
-    await ledger.hold(request)
-    job = settlement(request.job_id, customer, worker=worker, usage=TokenUsage(prompt=nano), price=NANO)
-    assert (await ledger.settle(job)).charge.nano == nano
 
 
 class Customer:
@@ -136,6 +110,11 @@ async def test_a_deposit_is_used_settled_paid_out_and_refunded(
         before = await customer.wallet.balance()
         local_chain.advance(61)
         await until(closed, "the refund in the books")
+
+        async def ties() -> bool:
+            return not (await reconcile(pool, network.chain, network.payout)).differences
+
+        await until(ties, "books and chain that say the same")
     assert await customer.wallet.balance() - before > 16 * TON - TON // 100  # less what taking it in costs
     assert (await ledger.balance(customer.customer_id)).available == Amount(0)
     assert await connection.fetchval("SELECT paid_nano FROM payees WHERE returned_nano = 0") >= share
