@@ -88,8 +88,11 @@ class Biller:
                 group.create_task(_every(interval, "plan", self.plan))
                 group.create_task(_every(interval, "outbox", self.send))
                 group.create_task(_every(PARTITIONS_S, "partitions", self._partitions))
-        except* TurnLostError as lost:
-            raise TurnLostError from lost
+        except ExceptionGroup as failed:
+            # A fault of ours in another task goes before it.
+            if failed.split(TurnLostError)[1] is not None:
+                raise
+            raise TurnLostError from failed
 
     async def look(self) -> None:
         """Look at everything once."""
