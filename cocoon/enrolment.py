@@ -23,6 +23,8 @@ MANIFEST_BYTES_MAX = 256 * 1024
 """Longest model manifest; one of a thousand files needs half of it."""
 EVIDENCE_BYTES_MAX = 1024 * 1024
 """Longest evidence of one enrolment: a quote, an event log, the reports and chains of eight GPUs."""
+STAKE_BYTES_MAX = 4 * 1024
+"""Longest configuration of a stake: three cells."""
 HEARTBEAT_SECONDS = 2.0
 """How often an agent reports; three missed reports take it out of rotation."""
 HEARTBEATS_MISSED_MAX = 3
@@ -97,7 +99,8 @@ class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     A model without an ask is served at the network's price. Enrolling again with other asks changes nothing else.
     `evidence` is the bytes of `attestation.evidence.Evidence` for this very keyset and the nonce of a challenge, and
     empty exactly where `tee_type` is `none`. Enrolling again with fresh evidence renews its time.
-    `manifest` is the document whose digest the keyset names, and empty where it names none.
+    `manifest` is the document whose digest the keyset names, and empty where it names none. `stake` is the
+    configuration cell (a BoC) of the stake contract whose address the keyset names, and empty where it names none.
     """
 
     keyset: bytes
@@ -110,6 +113,7 @@ class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     asks: Annotated[tuple[Ask, ...], msgspec.Meta(max_length=64)] = ()
     evidence: Annotated[bytes, msgspec.Meta(max_length=EVIDENCE_BYTES_MAX)] = b""
     manifest: Annotated[bytes, msgspec.Meta(max_length=MANIFEST_BYTES_MAX)] = b""
+    stake: Annotated[bytes, msgspec.Meta(max_length=STAKE_BYTES_MAX)] = b""
 
 
 class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

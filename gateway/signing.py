@@ -123,6 +123,11 @@ class BatchSigner:
         self._waiting = 0
         self._wake = asyncio.Event()
 
+    @property
+    def operator_key(self) -> bytes:
+        """The operator whose tickets these are."""
+        return self._key.operator_key
+
     async def sign(self, leaves: Sequence[bytes]) -> tuple[SignedBatch, list[Proof]]:
         """A signed batch that holds these leaves (at least one, at most `LEAVES_MAX`), and each one's proof.
 

@@ -24,6 +24,7 @@ from workers.errors import (
     WorkerURLRefusedError,
 )
 from workers.judgement import Judged, Outcome
+from workers.stakes import stake_of
 from workers.targets import PostedAsk, Upstream, Worker, upstream_id_of
 
 KEYSET_BYTES_MAX = 8192
@@ -70,6 +71,7 @@ def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allo
         ModelsRefusedError: a model is named twice.
         AskRefusedError: an ask is no price, or of a model that is not served or asked for twice.
         EvidenceRefusedError: a TEE is claimed without evidence, or evidence shown without one.
+        StakeRefusedError: it names a stake in another form; whether it may name it, `require_stake` says.
     """
     keyset = _decode_keyset(request.keyset)
     _require_lifetime(keyset, int(now.timestamp()))
@@ -101,6 +103,7 @@ def admit(request: EnrolRequest, *, worker_id: uuid.UUID, now: dt.datetime, allo
         receipt_pk=keyset.receipt_pk,
         not_before=keyset.not_before,
         not_after=keyset.not_after,
+        stake=stake_of(keyset),
         manifest_sha256=keyset.model_manifest_sha256,
         asks=asks,
     )

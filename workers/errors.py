@@ -77,6 +77,12 @@ class ManifestRefusedError(EnrolmentRefusedError):
     code: ClassVar[str] = "manifest_mismatch"
 
 
+class StakeRefusedError(EnrolmentRefusedError):
+    """The keyset names a stake that it does not speak for, or that does not count in this network."""
+
+    code: ClassVar[str] = "stake_refused"
+
+
 class ModelsRefusedError(EnrolmentRefusedError):
     """The worker names a model twice."""
 

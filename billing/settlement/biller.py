@@ -88,8 +88,11 @@ class Biller:
                 group.create_task(_every(interval, "plan", self.plan))
                 group.create_task(_every(interval, "outbox", self.send))
                 group.create_task(_every(PARTITIONS_S, "partitions", self._partitions))
-        except* TurnLostError as lost:
-            raise TurnLostError from lost
+        except ExceptionGroup as failed:
+            # A fault of ours in another task goes before it.
+            if failed.split(TurnLostError)[1] is not None:
+                raise
+            raise TurnLostError from failed
 
     async def look(self) -> None:
         """Look at everything once."""
@@ -111,7 +114,7 @@ class Biller:
                     log.info("biller_epoch_fixed", epoch=epoch.epoch, total_nano=epoch.total_nano)
             wanted += await self._epochs.wanted(seen)
             wanted += await self._anchors.wanted(seen)
-        await self._ask(wanted)
+        await self.ask(wanted)
 
     async def send(self) -> None:
         """Bring what is under way one step further."""
@@ -122,7 +125,12 @@ class Biller:
             raise
         await self._alarms.set("wallet_empty", {})
 
-    async def _ask(self, wanted: Sequence[Action]) -> None:
+    async def ask(self, wanted: Sequence[Action]) -> None:
+        """Hand to the outbox what is not on its way already.
+
+        Raises:
+            TurnLostError: somebody else may be the biller.
+        """
         if not wanted:
             return
         asked = await self._asked([one.purpose for one in wanted])

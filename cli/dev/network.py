@@ -1,6 +1,6 @@
 """What the development network consists of: which services, in which order, and when it is ready.
 
-PostgreSQL, Redis and the chain first, then the schema and the seed, then gateway and workers. The biller joins here.
+PostgreSQL, Redis and the chain first, then the schema and the seed, then contracts, biller, gateway and workers.
 """
 
 import asyncio
@@ -27,12 +27,13 @@ from cli.dev.screen import Row, Screen
 from cli.dev.seed import CONTEXT_TOKENS, MODEL, seed
 from cli.dev.service import Keeper, Service, all_ready
 from cli.dev.settings import DevSettings
+from cli.dev.settlement import EPOCH_S, SettlementSetup
 from cli.dev.state import DevError, DevFile, Ports, Secrets, StateDirectory
 from cli.dev.supervisor import MARKER, Supervisor
 from cli.dev.trust import trust_text
 from cli.dev.wallets import DevWallets
 from cli.operator_keys import delegation_of
-from cli.process import Launch, StopStep
+from cli.process import Launch, StopStep, is_alive
 from cocoon.clock import Clock
 from cocoon.manifest import manifest_digest
 from gateway.settings import read_log
@@ -77,6 +78,7 @@ class Network:
         self._screen = screen
         self._operator = _key(secrets.operator_key)
         self._policy = _policy(secrets)
+        self._settlement = SettlementSetup(state.root / "settlement", GLOBAL_ID, rng)
         self._wallets = DevWallets(state.root / "wallets", WORKERS, rng)
         self._supervisor: Supervisor | None = None
         self._ready = False
@@ -128,9 +130,11 @@ class Network:
         # Workers' certificates are their own; on loopback a health probe needs no more than an answer.
         async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False, verify=False) as client:  # noqa: S501
             gateway = supervisor.start(self._gateway(client))
+            biller = await self._settle(supervisor, chain)
             await self._enrol_wallets(gateway)
-            await all_ready(gateway, chain, *(supervisor.start(self._worker(name, client)) for name in WORKERS))
+            await all_ready(gateway, biller, *(supervisor.start(self._worker(name, client)) for name in WORKERS))
             await self._all_routable(client)
+            await self._settlement.credited(self._postgres.dsn, self._clock)
             self._ready = True
             self.changed()
             # The client is the keepers' eye for as long as they run; this task is cancelled when they stop.
@@ -180,6 +184,7 @@ class Network:
             f"  API key   {self._secrets.api_key}",
             f"  model     {MODEL}",
             f"  chain     a SIMULATED TON: its coins are worth nothing; {self._chain.config}",
+            f"  payouts   every {EPOCH_S} s by the contract {self._settlement.payout}",
             "  workers   attested by a SIMULATED TEE: no hardware protects anything here",
             f"  try       {curl}",
         ]
@@ -231,6 +236,29 @@ class Network:
             is_ready=is_ready,
             stage=3,
             ready_s=WORKER_READY_SECONDS,
+        )
+
+    async def _settle(self, supervisor: Supervisor, chain: Keeper) -> Keeper:
+        """Contracts on the chain, the customer's escrow in the books, and the biller that looks at both.
+
+        Raises:
+            DevError: the chain does not start, or does not take a message.
+        """
+        await all_ready(chain)
+        await self._settlement.establish(self._chain.config, self._chain.control, self._clock)
+        await self._settlement.register(self._postgres.dsn, self._clock, self._rng)
+
+        async def is_ready(pid: int) -> bool:
+            return is_alive(pid)
+
+        return supervisor.start(
+            Service(
+                name="biller",
+                address=lambda: "settles on the chain",
+                launch=lambda: self._command("biller", self._biller_environment()),
+                is_ready=is_ready,
+                stage=2,
+            )
         )
 
     async def _enrol_wallets(self, gateway: Keeper) -> None:
@@ -301,29 +329,44 @@ class Network:
     def _database(self) -> dict[str, str]:
         return {"COCOON_DATABASE_URL": self._postgres.dsn}
 
+    def _biller_environment(self) -> dict[str, str]:
+        return (
+            self._database
+            | self._settlement.biller_environment()
+            | {
+                "COCOON_LITESERVERS": str(self._chain.config),
+                "COCOON_GLOBAL_ID": str(GLOBAL_ID),
+                "COCOON_OPERATOR_KEY": self._operator.public_key().public_bytes_raw().hex(),
+            }
+        )
+
     def _gateway_environment(self) -> dict[str, str]:
-        return self._database | {
-            "COCOON_REDIS_URL": self._redis.url,
-            "COCOON_HOST": self._settings.host,
-            "COCOON_PORT": str(self._settings.port),
-            "COCOON_GATEWAY_PROCESSES": str(self._settings.processes),
-            "COCOON_NETWORK_SECRET": self._secrets.network_secret,
-            "COCOON_GATEWAY_KEY": self._secrets.gateway_key,
-            "COCOON_GATEWAY_DELEGATION": delegation_of(
-                self._operator,
-                _key(self._secrets.gateway_key),
-                days=DELEGATION_DAYS,
-                global_id=GLOBAL_ID,
-                clock=self._clock,
-            ),
-            "COCOON_GLOBAL_ID": str(GLOBAL_ID),
-            "COCOON_WALLET_DOMAINS": ",".join(sorted({LOOPBACK, "localhost", self._settings.host.lower()})),
-            "COCOON_ALLOW_PRIVATE_WORKERS": "1",
-            "COCOON_ALLOW_PRIVATE_WEBHOOKS": "1",
-            "COCOON_POLICY_FILE": str(self._state.policy),
-            "COCOON_POLICY_SHA256": hashlib.sha256(self._policy).hexdigest(),
-            "COCOON_SIMULATED_SEED": self._secrets.simulated_seed,
-        }
+        return (
+            self._database
+            | self._settlement.gateway_environment()
+            | {
+                "COCOON_REDIS_URL": self._redis.url,
+                "COCOON_HOST": self._settings.host,
+                "COCOON_PORT": str(self._settings.port),
+                "COCOON_GATEWAY_PROCESSES": str(self._settings.processes),
+                "COCOON_NETWORK_SECRET": self._secrets.network_secret,
+                "COCOON_GATEWAY_KEY": self._secrets.gateway_key,
+                "COCOON_GATEWAY_DELEGATION": delegation_of(
+                    self._operator,
+                    _key(self._secrets.gateway_key),
+                    days=DELEGATION_DAYS,
+                    global_id=GLOBAL_ID,
+                    clock=self._clock,
+                ),
+                "COCOON_GLOBAL_ID": str(GLOBAL_ID),
+                "COCOON_WALLET_DOMAINS": ",".join(sorted({LOOPBACK, "localhost", self._settings.host.lower()})),
+                "COCOON_ALLOW_PRIVATE_WORKERS": "1",
+                "COCOON_ALLOW_PRIVATE_WEBHOOKS": "1",
+                "COCOON_POLICY_FILE": str(self._state.policy),
+                "COCOON_POLICY_SHA256": hashlib.sha256(self._policy).hexdigest(),
+                "COCOON_SIMULATED_SEED": self._secrets.simulated_seed,
+            }
+        )
 
     def _worker_environment(self, name: str, address: str) -> dict[str, str]:
         return {

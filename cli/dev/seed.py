@@ -1,4 +1,6 @@
-"""What a new development network begins with: a customer with credit, its keys, a model and a price.
+"""What a new development network begins with: a customer, its keys, a model and a price.
+
+Its credit comes from the chain (`cli.dev.settlement`).
 
 Every step finds what an earlier run made, so a restart changes nothing: not the balance, not a price that was set by
 hand, not a limit that was given to a key.
@@ -7,7 +9,6 @@ hand, not a limit that was given to a key.
 import random
 
 from billing.postgres.account import Accounts
-from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Pool, open_pool
 from billing.postgres.prices import list_prices, set_model, set_price
 from billing.pricing import ModelTerms
@@ -22,6 +23,7 @@ MODEL = "smollm2-135m-instruct"
 CONTEXT_TOKENS = 4096
 CUSTOMER = "development"
 CREDIT = Amount(100 * NANO_PER_UNIT)
+"""What the customer deposits in its escrow."""
 PROMPT_NANO_PER_MTOK = 20_000_000
 CACHED_NANO_PER_MTOK = 5_000_000
 COMPLETION_NANO_PER_MTOK = 60_000_000
@@ -38,10 +40,6 @@ async def seed(dsn: str, secrets: Secrets, clock: Clock, rng: random.Random) -> 
     """
     async with open_pool(dsn, application=APPLICATION) as pool:
         customer_id = await Accounts(pool).open_customer(new_job_id(clock, rng), CUSTOMER)
-        ledger = PostgresLedger(pool)
-        balance = await ledger.balance(customer_id)
-        if balance.available.nano + balance.held.nano + balance.spent.nano == 0:
-            await ledger.deposit(new_job_id(clock, rng), customer_id, CREDIT)
         keys = KeyStore(pool, rng)
         for secret, role in (
             (secrets.api_key, Role.CUSTOMER),

@@ -33,6 +33,7 @@ from workers.enrolments import admit, require_manifest
 from workers.errors import HeartbeatBusUnavailableError, TokenRefusedError
 from workers.judgement import Judged
 from workers.postgres.attestations import CHALLENGE_S
+from workers.stakes import StakeTerms, require_stake
 from workers.targets import Worker, worker_id_of
 from workers.tokens import TokenClaims, token_seconds
 
@@ -69,6 +70,7 @@ class WorkersController(Controller):
             allow_private=services.settings.allow_private_workers,
         )
         require_manifest(asked, worker)
+        require_stake(asked, _stake_terms(services))
         for ask in asked.asks:
             require_acceptable(ask, services.prices.book.offer(ask.model))
         judged = await judged_for(services, principal.key_id, asked, worker)
@@ -121,6 +123,15 @@ class WorkersController(Controller):
         asked: SignaturesRequest = await decoded(request, _signatures_decoder, REQUEST_BYTES_MAX)
         answer = await services.signer.sign_tickets(claims.worker_id, asked)
         return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+def _stake_terms(services: Services) -> StakeTerms:
+    settings = services.settings
+    return StakeTerms(
+        global_id=settings.global_id,
+        operator_key=services.signer.operator_key,
+        operator=None if settings.escrows is None else settings.escrows.operator,
+    )
 
 
 def _enrolled(services: Services, worker: Worker, judged: Judged | None) -> EnrolAnswer:

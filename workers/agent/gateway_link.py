@@ -205,6 +205,7 @@ class GatewayLink:
                 asks=() if ask is None else (ask,),
                 evidence=evidence,
                 manifest=self._manifest,
+                stake=identity.stake_config,
             )
         )
 

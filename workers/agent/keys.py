@@ -21,6 +21,7 @@ from cocoon.enrolment import KEYSET_SECONDS_MAX, Keyset, keyset_digest
 from cocoon.receipt import NO_STAKE
 from cocoon.sealed import ReplayedError, ReplayGuard, SealedKey
 from workers.agent.receipts import ReceiptSigner
+from workers.agent.staking import StakedKey
 
 KEYSET_JOBS_MAX = 2**20
 """Receipts per keyset (PROTOCOL §1)."""
@@ -45,7 +46,8 @@ class Identity:
     """One keyset with its private keys, and, once enrolled, the key that authenticates its tickets."""
 
     def __init__(
-        self, clock: Clock, boot_id: bytes, lifetime_s: int = KEYSET_SECONDS_MAX, manifest_sha256: bytes = b""
+        self, clock: Clock, boot_id: bytes, lifetime_s: int = KEYSET_SECONDS_MAX, manifest_sha256: bytes = b"",
+        staked: StakedKey | None = None,
     ) -> None:  # fmt: skip
         assert 0 < lifetime_s <= KEYSET_SECONDS_MAX, "PROTOCOL §1"
         self._clock = clock
@@ -53,10 +55,12 @@ class Identity:
         receipt_key = Ed25519PrivateKey.generate()
         self.sealed_key = SealedKey.generate()
         self.sealed_jobs = ReplayGuard(KEYSET_JOBS_MAX)
+        receipt_pk = receipt_key.public_key().public_bytes_raw()
         now = clock.now()
+        not_after = int(now.timestamp()) + lifetime_s
         self.keyset = Keyset(
             v=1,
-            stake_addr="",
+            stake_addr="" if staked is None else str(staked.address),
             operator="",
             tls_spki_sha256=_sha256(
                 self._tls_key.public_key().public_bytes(
@@ -65,16 +69,17 @@ class Identity:
             ),
             hpke_xwing=self.sealed_key.public_key,
             hpke_x25519=b"",
-            receipt_pk=receipt_key.public_key().public_bytes_raw(),
-            delegation=b"",
+            receipt_pk=receipt_pk,
+            delegation=b"" if staked is None else staked.delegate(receipt_pk, not_after),
             model_manifest_sha256=manifest_sha256,
             boot_id=boot_id,
             not_before=int(now.timestamp()),
-            not_after=int(now.timestamp()) + lifetime_s,
+            not_after=not_after,
         )
         self.raw = self.keyset.encode()
         self.digest = keyset_digest(self.raw)
-        self.stake = NO_STAKE
+        self.stake = NO_STAKE if staked is None else staked.address.account
+        self.stake_config = b"" if staked is None else staked.config
         self.signer = ReceiptSigner(receipt_key)
         self.ticket_key: bytes | None = None
         self.global_id: int | None = None
@@ -126,12 +131,14 @@ class KeyRing:
     """The current identity and, during the overlap, its predecessor. Owns the TLS context of the listener."""
 
     def __init__(
-        self, clock: Clock, boot_id: bytes, lifetime_s: int = KEYSET_SECONDS_MAX, manifest_sha256: bytes = b""
+        self, clock: Clock, boot_id: bytes, lifetime_s: int = KEYSET_SECONDS_MAX, manifest_sha256: bytes = b"",
+        staked: StakedKey | None = None,
     ) -> None:  # fmt: skip
         self._clock = clock
         self._boot_id = boot_id
         self._lifetime_s = lifetime_s
         self._manifest_sha256 = manifest_sha256
+        self._staked = staked
         self.current = self.successor()
         self._previous: Identity | None = None
         self._sealed_jobs = (self.current.sealed_jobs,)
@@ -140,7 +147,7 @@ class KeyRing:
 
     def successor(self) -> Identity:
         """A fresh identity, to be enrolled and then handed to `succeed`."""
-        return Identity(self._clock, self._boot_id, self._lifetime_s, self._manifest_sha256)
+        return Identity(self._clock, self._boot_id, self._lifetime_s, self._manifest_sha256, self._staked)
 
     def succeed(self, identity: Identity) -> None:
         """Serve new connections with an enrolled successor; the old keyset's tickets stay good until it expires."""

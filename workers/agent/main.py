@@ -31,6 +31,7 @@ from workers.agent.receipt_store import ReceiptStore
 from workers.agent.served_manifest import ServedManifest, read_served
 from workers.agent.settings import Settings
 from workers.agent.signatures import SignatureAsker, SignatureVerifier, Unsigned
+from workers.agent.staking import StakedKey, read_staked_key
 from workers.agent.stating import Stater
 from workers.agent.tees.ports import TEE, NoChain, NoTEE
 from workers.agent.tees.simulated import SimulatedSource
@@ -95,6 +96,12 @@ def new_tee(settings: Settings, clock: Clock) -> TEE:
             return NoTEE()
 
 
+def _staked(settings: Settings) -> StakedKey | None:
+    if settings.stake is None:
+        return None
+    return read_staked_key(settings.stake.key_file, settings.stake.config_file, global_id=settings.stake.global_id)
+
+
 async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     """Run until SIGTERM or SIGINT; a second signal cuts the drain short.
 
@@ -103,7 +110,7 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     """
     manifest = read_served(settings)
     engine, tee = new_engine(settings, clock, rng, manifest), new_tee(settings, clock)
-    keys = KeyRing(clock, new_boot_id(rng), settings.keyset_s, manifest.digest)
+    keys = KeyRing(clock, new_boot_id(rng), settings.keyset_s, manifest.digest, _staked(settings))
     store = ReceiptStore(settings.state_folder, settings.name, clock, grace_s=settings.receipt_grace_s)
     admission = Admission(clock, keys, settings.capacity)
     unsigned = Unsigned(clock, count_max=settings.unsigned_max, age_s_max=settings.unsigned_s)

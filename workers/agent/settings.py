@@ -70,6 +70,14 @@ class TEESettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"TEESettings({self.kind!r})"
 
 
+class StakeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the staked key and its contract's configuration are, and the chain that they are of."""
+
+    key_file: Path
+    config_file: Path
+    global_id: int
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an agent is told at start-up. Durations are seconds, `capacity` is requests in flight.
 
@@ -78,7 +86,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `endpoints` are those that the engine serves. `state_folder` is where receipts are kept; None keeps them in memory.
     `operator_key` is whose gateways may sign tickets; None, in development only, takes the first. No job is taken while
     `unsigned_max` tickets lack a signature, or one for `unsigned_s`. `ask` is where the worker's price comes from,
-    `tee` where evidence does. `manifest_file` says which weights to serve, and no others.
+    `tee` where evidence does. `manifest_file` says which weights to serve, and no others. `stake` is None for a
+    worker that has bonded nothing.
     """
 
     gateway_url: str
@@ -114,6 +123,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     otlp_endpoint: str | None
     ask: AskSource
     manifest_file: Path | None
+    stake: StakeSettings | None
 
 
 def load_settings(overrides: Mapping[str, str]) -> Settings:
@@ -143,6 +153,8 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
     capacity = source.integer("COCOON_WORKER_CAPACITY", 4, 1, 4096)
     default_model = "smollm2-135m-instruct" if embedded == "xllamacpp" else None
     served_model = source.matching("COCOON_SERVED_MODEL", _MODEL, default_model)
+    chain = source.integer("COCOON_GLOBAL_ID", 0, -(2**31), 2**31 - 1)
+    global_id = None if source.text("COCOON_GLOBAL_ID") is None else chain
     settings = Settings(
         gateway_url=source.url("COCOON_GATEWAY_URL"),
         gateway_ca=source.text("COCOON_GATEWAY_CA"),
@@ -171,14 +183,13 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         operator_key=_operator_key(source, development=development),
         unsigned_max=source.integer("COCOON_UNSIGNED_MAX", max(UNSIGNED_MAX, UNSIGNED_PER_JOB * capacity), 1, 10**6),
         unsigned_s=source.number("COCOON_UNSIGNED_S", 60.0, 0.1, 3600.0),
-        global_id=source.integer("COCOON_GLOBAL_ID", 0, -(2**31), 2**31 - 1)
-        if source.text("COCOON_GLOBAL_ID")
-        else None,
+        global_id=global_id,
         development=development,
         tee=_tee(source),
         otlp_endpoint=source.url("OTEL_EXPORTER_OTLP_ENDPOINT") if source.text("OTEL_EXPORTER_OTLP_ENDPOINT") else None,
         ask=_ask(source, served_model),
         manifest_file=None if (path := source.text("COCOON_WORKER_MANIFEST")) is None else Path(path),
+        stake=_stake(source, global_id),
     )
     _check(settings)
     return settings
@@ -234,6 +245,17 @@ def _tee(source: "_Variables") -> TEESettings:
         folder = Path(source.text("COCOON_TSM_REPORTS") or TSM_REPORTS)
         return TEESettings(kind=kind, tsm_folder=folder, event_log=Path(source.required("COCOON_TDX_EVENT_LOG")))
     return TEESettings(kind=kind)
+
+
+def _stake(source: "_Variables", global_id: int | None) -> StakeSettings | None:
+    key_file, config_file = source.text("COCOON_STAKED_KEY_FILE"), source.text("COCOON_STAKE_CONFIG_FILE")
+    if key_file is None and config_file is None:
+        return None
+    if key_file is None or config_file is None:
+        raise SettingsError("COCOON_STAKED_KEY_FILE and COCOON_STAKE_CONFIG_FILE are set together")
+    if global_id is None:
+        raise SettingsError("COCOON_GLOBAL_ID is needed with a stake: its key signs for one chain")
+    return StakeSettings(key_file=Path(key_file), config_file=Path(config_file), global_id=global_id)
 
 
 def _ask(source: "_Variables", model: str) -> AskSource:

@@ -12,12 +12,20 @@ import structlog
 from audit.entries import LeafType
 from audit.postgres.queue import enqueue
 from audit.postgres.statements import SQL as LOG_STATEMENTS
+from cocoon.addresses import Address
 from cocoon.clock import Clock
-from cocoon.enrolment import EnrolRequest, ServedModel
+from cocoon.enrolment import KEYSET_SECONDS_MAX, EnrolRequest, ServedModel
 from cocoon.errors import MalformedError
+from cocoon.receipt import NO_STAKE
 from cocoon.sql import named_statements
-from workers.enrolments import admit, attested
-from workers.errors import AskRefusedError, EnrolmentRefusedError, EnrolmentStoreUnavailableError, KeysetLifetimeError
+from workers.enrolments import CLOCK_SKEW_S_MAX, admit, attested
+from workers.errors import (
+    AskRefusedError,
+    EnrolmentRefusedError,
+    EnrolmentStoreUnavailableError,
+    KeysetLifetimeError,
+    StakeRefusedError,
+)
 from workers.judgement import Judged, Outcome
 from workers.postgres.attestations import (
     Judges,
@@ -47,6 +55,8 @@ COALESCE_S = 0.05
 """Changes this close together cost one reload."""
 BACKOFF_S_MIN = 0.2
 BACKOFF_S_MAX = 5.0
+STAKE_HELD_S = float(KEYSET_SECONDS_MAX + CLOCK_SKEW_S_MAX)
+"""How long after its last enrolment a worker may still sign under its stake: as long as that keyset can live."""
 ASKS_PER_DAY_MAX = 1000
 """New asks of one worker for one model: each is a row that is kept."""
 
@@ -84,6 +94,7 @@ class EnrolmentStore:
         Raises:
             EnrolmentStoreUnavailableError: Postgres cannot be reached; nothing is known to be stored.
             AskRefusedError: it changes its mind too often.
+            StakeRefusedError: its stake is another worker's.
             KeysetRefusedError: the keyset is another worker's.
         """
         with translated():
@@ -109,6 +120,7 @@ class EnrolmentStore:
                     msgspec.json.encode(worker.asks).decode(),
                 )
                 worker = msgspec.structs.replace(worker, worker_id=uuid.UUID(str(worker_id)))
+                await _register_stake(connection, worker)
                 if manifest:
                     await enqueue(connection, LeafType.MANIFEST, manifest)
                 await put_keyset(connection, worker, judged)
@@ -230,6 +242,19 @@ class EnrolmentListener:
 
     def _jitter(self) -> float:
         return 0.5 + self._rng.random() / 2
+
+
+async def _register_stake(connection: Connection, worker: Worker) -> None:
+    """Have the biller follow the worker's stake, if it has one."""
+    if worker.stake == NO_STAKE:
+        return
+    address = str(Address(0, worker.stake))
+    await connection.execute(STATEMENTS["lock_stake"], address)
+    registered = await connection.fetchval(STATEMENTS["register_stake"], address, worker.worker_id, STAKE_HELD_S)
+    if registered is None:
+        raise StakeRefusedError(
+            "the stake is another worker's while its keyset lives and its worker key is not revoked"
+        )
 
 
 async def load_workers(

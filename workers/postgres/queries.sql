@@ -90,6 +90,34 @@ WHERE
     AND (k.expires_at IS NULL OR k.expires_at > now())
 ORDER BY w.worker_id;
 
+-- name: lock_stake
+-- Two enrolments that name one stake are judged one after the other.
+SELECT pg_advisory_xact_lock(hashtextextended('cocoon/stake/' || $1::text, 0));
+
+-- name: register_stake
+-- None while the stake is that of another worker: a bond answers for one worker at one operator (PROTOCOL 4). It is
+-- another's for $3 seconds after that enrolled, unless it was removed or its worker key revoked.
+WITH held AS (
+    SELECT s.worker_id
+    FROM stakes AS s
+    INNER JOIN workers AS w ON s.worker_id = w.worker_id
+    INNER JOIN api_keys AS k ON w.key_id = k.id
+    WHERE
+        s.address = $1
+        AND s.worker_id <> $2
+        AND w.state = 'enrolled'
+        AND w.enrolled_at > now() - make_interval(secs => $3::double precision)
+        AND k.revoked_at IS NULL
+)
+
+INSERT INTO stakes (address, worker_id)
+SELECT
+    $1::text AS address,
+    $2::uuid AS worker_id
+WHERE NOT EXISTS (SELECT FROM held)
+ON CONFLICT (address) DO UPDATE SET worker_id = excluded.worker_id
+RETURNING address;
+
 -- name: remove_worker
 UPDATE workers SET state = 'removed'
 WHERE worker_id = $1 AND state = 'enrolled'

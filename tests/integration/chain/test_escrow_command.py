@@ -1,10 +1,6 @@
 """`cocoon escrow` on the local chain (a simulated TON): fund, look, leave; with no gateway anywhere near."""
 
 import asyncio
-import contextlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -12,35 +8,21 @@ import pytest
 
 from billing.ton.liteclient import LiteChain
 from billing.ton.settings import read_liteservers
-from billing.ton.wallet import OperatorWallet
 from cli.escrow import Terms, new_escrow, require_pinned
 from cli.escrow_owner import EscrowOwner, EscrowOwnerError
 from cocoon.addresses import Address
 from cocoon.clock import SystemClock
 from cocoon.contracts.codes import code_of
-from cocoon.contracts.escrow import CODE, EscrowData, EscrowPhase, Refund
-from cocoon.errors import MalformedError
-from cocoon.mnemonic import read_words, wallet_key
+from cocoon.contracts.escrow import CODE, EscrowData, EscrowPhase
 from cocoon_client.escrow_file import EscrowFile
+from tests.escrow_command import TON, WALLET, WORDS, keep_words, refund, run
 from tests.fixtures_chain import LocalChain
 
-ROOT = Path(__file__).parents[3]
-WORDS = str(msgspec.json.decode((ROOT / "tests/vectors/ton_proof.json").read_bytes())["mnemonic"])
-TON = 10**9
 WINDOW_S = 3_600
 TERMS = Terms(
     global_id=-3, operator="0:" + "04" * 32, payout="0:" + "05" * 32, operator_key="00" * 32,
     code_hash=code_of(CODE).hash.hex(), challenge_s_min=WINDOW_S,
 )  # fmt: skip
-WALLET = OperatorWallet(wallet_key(read_words(WORDS)), global_id=-3)
-
-
-def run(*arguments: str, chain: LocalChain | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    told = {"COCOON_LITESERVERS": str(chain.config)} if chain is not None else {}
-    return subprocess.run(
-        [sys.executable, "-m", "cli.main", "escrow", *arguments], capture_output=True, text=True, check=False,
-        cwd=ROOT, timeout=240, env={"PATH": os.environ["PATH"], **told, **environment},
-    )  # fmt: skip
 
 
 class Kept:
@@ -52,10 +34,7 @@ class Kept:
         )
         self.path = folder / "escrow.json"
         self.escrow.write(self.path)
-        self.words = folder / "words"
-        self.words.touch(0o600)
-        self.words.write_text(WORDS)
-        self.options = ("--file", str(self.path), "--mnemonic-file", str(self.words))
+        self.options = ("--file", str(self.path), "--mnemonic-file", str(keep_words(folder)))
 
 
 def look(chain: LocalChain, kept: Kept) -> EscrowData:
@@ -68,22 +47,6 @@ def look(chain: LocalChain, kept: Kept) -> EscrowData:
     data = asyncio.run(ask())
     assert data is not None
     return data
-
-
-def refund(chain: LocalChain, kept: Kept) -> tuple[int, int]:
-    """What the contract paid back as the client's wallet took it in: the value that came, and the amount it says."""
-
-    async def ask() -> tuple[int, int]:
-        async with asyncio.timeout(60), LiteChain(read_liteservers(chain.config), SystemClock(), global_id=-3) as lite:
-            while True:  # a hop for each block: the refund comes after the close
-                for transaction in await lite.transactions(WALLET.address):
-                    message = transaction.incoming
-                    if message is not None and message.source == kept.escrow.address:
-                        with contextlib.suppress(MalformedError):
-                            return message.value_nano, Refund.decode(message.body).amount_nano
-                await asyncio.sleep(0.1)
-
-    return asyncio.run(ask())
 
 
 def test_a_client_funds_tops_up_and_leaves_without_any_gateway(own_chain: LocalChain, tmp_path: Path) -> None:
@@ -111,7 +74,7 @@ def test_a_client_funds_tops_up_and_leaves_without_any_gateway(own_chain: LocalC
     left = run("close", *kept.options, chain=own_chain)
     assert (left.returncode, "7.000000001 TON were paid back" in left.stdout) == (0, True), left.stdout + left.stderr
     assert look(own_chain, kept).phase is EscrowPhase.CLOSED
-    assert refund(own_chain, kept) == (7 * TON + 1, 7 * TON + 1)
+    assert refund(own_chain, kept.escrow.address) == (7 * TON + 1, 7 * TON + 1)
 
 
 def test_only_the_clients_words_close_and_only_with_enough_in_the_wallet(

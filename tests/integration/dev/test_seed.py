@@ -8,14 +8,15 @@ from billing.postgres.account import Accounts
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import open_pool
 from billing.postgres.prices import list_prices, load_price_book, set_price
-from cli.dev.seed import CREDIT, CUSTOMER, MODEL, seed
+from cli.dev.seed import CUSTOMER, MODEL, seed
 from cli.dev.state import new_secrets
 from cocoon.clock import SystemClock, system_random
+from cocoon.money import Amount
 from gateway.auth import Role
 from gateway.postgres.keys import KeyNameTakenError, KeyStore
 
 
-async def test_a_network_begins_with_keys_credit_and_a_priced_model(database_url: str) -> None:
+async def test_a_network_begins_with_keys_and_a_priced_model_and_credit_comes_from_the_chain(database_url: str) -> None:
     secrets = new_secrets(random.Random(1))
     await seed(database_url, secrets, SystemClock(), system_random())
     async with open_pool(database_url, application="test") as pool:
@@ -28,13 +29,13 @@ async def test_a_network_begins_with_keys_credit_and_a_priced_model(database_url
         }
         customer = await Accounts(pool).find_customer(CUSTOMER)
         assert customer is not None
-        assert (await PostgresLedger(pool).balance(customer)).available == CREDIT
+        assert (await PostgresLedger(pool).balance(customer)).available == Amount(0)
         offer = (await load_price_book(pool)).offer(MODEL)
         assert offer is not None
         assert offer.price.completion > 0
 
 
-async def test_a_restart_gives_no_second_credit_and_keeps_a_price_set_by_hand(database_url: str) -> None:
+async def test_a_restart_plants_nothing_twice_and_keeps_a_price_set_by_hand(database_url: str) -> None:
     secrets = new_secrets(random.Random(1))
     await seed(database_url, secrets, SystemClock(), system_random())
     async with open_pool(database_url, application="test") as pool:
@@ -44,7 +45,7 @@ async def test_a_restart_gives_no_second_credit_and_keeps_a_price_set_by_hand(da
         assert (await list_prices(pool))[:2] == before[:2]
         customer = await Accounts(pool).find_customer(CUSTOMER)
         assert customer is not None
-        assert (await PostgresLedger(pool).balance(customer)).available == CREDIT
+        assert (await PostgresLedger(pool).balance(customer)).available == Amount(0)
         assert len(await KeyStore(pool, system_random()).list_keys()) == 3
 
 

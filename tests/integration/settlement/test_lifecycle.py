@@ -2,41 +2,60 @@
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import uuid
 from collections.abc import AsyncGenerator
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
 from billing.escrows import Escrow, EscrowState
 from billing.postgres.account import Accounts
 from billing.postgres.escrows import Escrows
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Connection, Pool
+from billing.postgres.stakes import Stakes
 from billing.settlement.biller import run_biller
-from billing.settlement.deployment import deploy_escrow
+from billing.settlement.deployment import deploy_escrow, deploy_stake
+from billing.settlement.reconcile import reconcile
 from billing.settlement.settings import BillerSettings
+from billing.stakes import StakeState
 from billing.ton.chain import Chain
 from billing.ton.wallet_messages import Transfer
+from cli.main import main
 from cocoon.addresses import Address
 from cocoon.cells import Builder
 from cocoon.clock import SystemClock
 from cocoon.contracts.escrow import RequestClose
-from cocoon.money import Amount, Price
-from cocoon.usage import TokenUsage
+from cocoon.contracts.stake import StakeConfig
+from cocoon.money import Amount
 from tests.fixtures_chain import LocalChain
-from tests.ledger_values import hold_request, settlement
-from tests.settlement_chain import FEE_BPS, GLOBAL_ID, TON, SettlementNetwork, Somebody, key, terms_of, until
-
-NANO = Price(version=1, prompt=1_000_000, cached=0, completion=0, share_bps=10_000 - FEE_BPS)
-"""One nano for each token; the operator's fee is the payout contract's."""
+from tests.settlement_books import enrol_worker, spend
+from tests.settlement_chain import FEE_BPS, GLOBAL_ID, TON, SettlementNetwork, Somebody, key, public, terms_of, until
 
 
 def biller_settings(network: SettlementNetwork) -> BillerSettings:
     return BillerSettings(
         global_id=GLOBAL_ID, payout=network.payout, wallet_key=key(f"{network.name} operator"),
-        voucher_key=network.voucher_key, operator_key=None, epoch_s=1.0, interval_s=0.1, settle_min_nano=10 * TON,
-        claim_min_nano=1,
+        voucher_key=network.voucher_key, operator_key=public("tickets"),
+        epoch_s=1.0, interval_s=0.1, settle_min_nano=10 * TON, claim_min_nano=1,
     )  # fmt: skip
+
+
+def require_verdict(network: SettlementNetwork, database_url: str, *, ties: bool) -> None:
+    """What `cocoon reconcile --json` says, and its exit status."""
+    environment = {
+        "COCOON_DATABASE_URL": database_url,
+        "COCOON_LITESERVERS": str(network.local.config),
+        "COCOON_PAYOUT_CONTRACT": str(network.payout),
+    }
+    said = CliRunner().invoke(main, ["reconcile", "--json"], env=environment)
+    assert said.exit_code == (0 if ties else 1), said.output
+    report = json.loads(said.stdout)
+    assert report["holds"] is ties
+    assert [tie["what"] for tie in report["ties"] if not tie["holds"]] == ([] if ties else ["received"])
 
 
 @contextlib.asynccontextmanager
@@ -45,29 +64,6 @@ async def biller(network: SettlementNetwork, database_url: str, pool: Pool) -> A
         task = group.create_task(run_biller(biller_settings(network), database_url, pool, network.chain, SystemClock()))
         yield
         task.cancel()
-
-
-async def enrol_worker(connection: Connection, wallet: Address) -> uuid.UUID:
-    worker, key_id, owner = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
-    await connection.execute("INSERT INTO customers (id, name) VALUES ($1, $2)", owner, str(owner))
-    await connection.execute(
-        "INSERT INTO api_keys (id, customer_id, name, sha256, prefix, role, wallet) "
-        "VALUES ($1, $2, 'w', $3, 'wk', 'worker', $4)",
-        key_id, owner, key_id.bytes * 2, str(wallet),
-    )  # fmt: skip
-    await connection.execute(
-        "INSERT INTO workers (worker_id, key_id, name, url, models, capacity, engine, tee_type, keyset, keyset_digest) "
-        "VALUES ($1, $2, 'w', 'http://w', '[]', 1, 'e', 'none', '', $3)",
-        worker, key_id, bytes(32),
-    )  # fmt: skip
-    return worker
-
-
-async def spend(ledger: PostgresLedger, customer: uuid.UUID, worker: uuid.UUID, nano: int) -> None:
-    request = hold_request(customer, nano)
-    await ledger.hold(request)
-    job = settlement(request.job_id, customer, worker=worker, usage=TokenUsage(prompt=nano), price=NANO)
-    assert (await ledger.settle(job)).charge.nano == nano
 
 
 class Customer:
@@ -136,8 +132,53 @@ async def test_a_deposit_is_used_settled_paid_out_and_refunded(
         before = await customer.wallet.balance()
         local_chain.advance(61)
         await until(closed, "the refund in the books")
+
+        async def ties() -> bool:
+            return not (await reconcile(pool, network.chain, network.payout)).differences
+
+        await until(ties, "books and chain that say the same")
+        await asyncio.to_thread(require_verdict, network, database_url, ties=True)
+    await connection.execute("UPDATE payout_contract SET received_nano = received_nano + 1")
+    await asyncio.to_thread(require_verdict, network, database_url, ties=False)
+    await connection.execute("UPDATE payout_contract SET received_nano = received_nano - 1")
     assert await customer.wallet.balance() - before > 16 * TON - TON // 100  # less what taking it in costs
     assert (await ledger.balance(customer.customer_id)).available == Amount(0)
     assert await connection.fetchval("SELECT paid_nano FROM payees WHERE returned_nano = 0") >= share
     assert await connection.fetchval("SELECT count(*) FROM biller_alarms") == 0
     assert await connection.fetchval("SELECT credits_posted FROM accounts WHERE kind = 'operator_loss'") == 0
+
+
+async def test_stakes_are_seen_and_the_log_is_anchored_even_after_the_turn_was_lost(
+    network: SettlementNetwork, connection: Connection, pool: Pool, database_url: str
+) -> None:
+    owner = network.operator
+    config = StakeConfig(
+        owner=owner.address, operator=owner.address, staked_key=public("staked"), operator_key=public("tickets"),
+        unbond_s=60, bounty_bps=1000, salt=hashlib.sha256(network.name.encode()).digest(),
+    )  # fmt: skip
+    stake = deploy_stake(config, 5 * TON)
+    foreign = deploy_stake(msgspec.structs.replace(config, operator_key=public("another")), 5 * TON)
+    await owner.send(stake, foreign)
+    worker, stakes = uuid.uuid4(), Stakes(pool)
+    await stakes.register(str(stake.destination), worker)
+    await stakes.register(str(foreign.destination), worker)
+
+    async def seen() -> bool:
+        found = {one.address: (one.state, one.bond_nano) for one in await stakes.all()}
+        return found == {
+            str(stake.destination): (StakeState.LIVE, 5 * TON),
+            str(foreign.destination): (StakeState.REFUSED, 0),
+        }
+
+    async def anchored() -> bool:
+        return await connection.fetchval("SELECT anchored_at FROM log_checkpoints") is not None
+
+    async with biller(network, database_url, pool):
+        await until(seen, "the stakes")
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cocoon-biller'"
+        )
+        await connection.execute(
+            "INSERT INTO log_checkpoints (size, root, note) VALUES (5, sha256('tree'), E'origin\\n5\\n')"
+        )
+        await until(anchored, "the anchor")

@@ -18,7 +18,7 @@ from cocoon.enrolment import Ask, ServedModel
 from tests.fixtures_postgres import PostgresServer
 from tests.unit.workers.worker_values import MODEL, a_keyset, a_request
 from workers.enrolments import admit
-from workers.errors import AskRefusedError, EnrolmentStoreUnavailableError
+from workers.errors import AskRefusedError, EnrolmentStoreUnavailableError, StakeRefusedError
 from workers.postgres import enrolments as module
 from workers.postgres.enrolments import STATEMENTS, EnrolmentListener, EnrolmentStore
 from workers.registry import Registry
@@ -264,3 +264,32 @@ async def test_asks_are_rows_that_never_change_and_only_a_new_one_is_a_new_row(
     assert await asking(3, 2, 5) == 2**31 + 2
     await store.save(_worker(), KEY)
     assert [worker.asks for worker in await store.load() if worker.name == "worker-1"] == [()]
+
+
+async def test_a_stake_is_followed_for_one_worker_until_that_is_removed(url: str, store: EnrolmentStore) -> None:
+    account = "22" * 32
+    staked = {"stake_addr": f"0:{account}", "delegation": bytes(64)}
+
+    def worker(name: str, boot_id: bytes) -> Worker:
+        return _worker(name, keyset=a_keyset(CLOCK, boot_id=boot_id, **staked))
+
+    first = await store.save(worker("one", b"boot-one-0123456"), KEY)
+    assert (await store.save(worker("one", b"boot-two-0123456"), KEY)).stake.hex() == account
+    with pytest.raises(StakeRefusedError, match="another worker's"):
+        await store.save(worker("two", b"boot-thr-0123456"), KEY)
+    assert [loaded.name for loaded in await store.load()] == ["one"]
+
+    await store.remove(first.worker_id)
+    second = await store.save(worker("two", b"boot-thr-0123456"), KEY)
+    await _execute(url, "UPDATE workers SET enrolled_at = now() - interval '7 hours' WHERE name = 'two'")
+    third = await store.save(worker("three", b"boot-fou-0123456"), OTHER_KEY)
+    await _execute(url, "UPDATE api_keys SET revoked_at = now() WHERE id = $1", OTHER_KEY)
+    fourth = await store.save(worker("four", b"boot-fiv-0123456"), KEY)
+    assert len({first.worker_id, second.worker_id, third.worker_id, fourth.worker_id}) == 4
+
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch("SELECT address, worker_id, state FROM stakes")
+    finally:
+        await connection.close()
+    assert [tuple(row) for row in rows] == [(f"0:{account}", fourth.worker_id, "registered")]

@@ -1,0 +1,69 @@
+"""A worker with a stake: its tickets and receipts name the contract that answers for them."""
+
+import base64
+import pathlib
+
+from cocoon.bundle import ReceiptBundle
+from cocoon.clock import SystemClock
+from cocoon.contracts.stake import delegation_statement
+from cocoon.delegation import verify_signature
+from cocoon.enrolment import Keyset
+from cocoon.receipt import ReceiptHead
+from cocoon.ticket import Ticket
+from gateway.signing import development_key
+from tests.fixtures_gateway import NETWORK_SECRET, Stack, chat
+from tests.scripted_engine import until
+from tests.stake_values import GLOBAL_ID, STAKED, STAKED_SEED, a_staked_key
+from workers.agent.staking import StakedKey
+
+PATH = "/v1/chat/completions"
+
+
+def environment(folder: pathlib.Path, staked: StakedKey) -> dict[str, str]:
+    key, config = folder / "staked.key", folder / "stake.config"
+    key.touch(0o600)
+    key.write_text(STAKED_SEED.hex())
+    config.write_text(base64.b64encode(staked.config).decode())
+    return {
+        "COCOON_STAKED_KEY_FILE": str(key), "COCOON_STAKE_CONFIG_FILE": str(config), "COCOON_GLOBAL_ID": str(GLOBAL_ID),
+    }  # fmt: skip
+
+
+def operator_key() -> bytes:
+    return development_key(bytes.fromhex(NETWORK_SECRET), global_id=GLOBAL_ID, clock=SystemClock()).operator_key
+
+
+async def test_a_staked_workers_receipts_name_its_stake(stack: Stack, tmp_path: pathlib.Path) -> None:
+    staked = a_staked_key(operator_key=operator_key())
+    account = staked.address.account
+    await stack.start_gateway(upstream=False)
+    await stack.start_worker("staked", stack.engine, **environment(tmp_path, staked))
+    async with stack.client() as client:
+        job = (await client.post(PATH, json=chat())).headers["x-request-id"]
+        found = await stack.until_true(
+            lambda: client.get(f"/v1/receipts/{job}"), lambda answer: answer.status_code == 200
+        )
+    bundle = ReceiptBundle.decode(found.content)
+    assert bundle.keyset is not None
+    keyset, head = Keyset.decode(bundle.keyset), ReceiptHead.decode(bundle.head)
+
+    assert head.stake == Ticket.decode(bundle.ticket).stake == account
+    assert keyset.stake_addr == str(staked.address)
+    statement = delegation_statement(
+        global_id=GLOBAL_ID, stake=account, receipt_key=keyset.receipt_pk, not_after=keyset.not_after
+    )
+    verify_signature(STAKED.public_key().public_bytes_raw(), statement, keyset.delegation)
+    [row] = await stack.rows("SELECT s.address FROM stakes AS s JOIN workers AS w USING (worker_id)")
+    assert row["address"] == str(staked.address)
+    await stack.check_books()
+
+
+async def test_a_stake_for_another_operators_tickets_is_refused(stack: Stack, tmp_path: pathlib.Path) -> None:
+    await stack.start_gateway()
+    settings = stack.worker_environment("staked", stack.engine) | environment(tmp_path, a_staked_key())
+    stack.start("staked", ["worker"], settings)
+    await until(lambda: "stake_refused" in stack.log("staked"))
+
+    assert "another operator key" in stack.log("staked")
+    assert await stack.rows("SELECT FROM workers") == []
+    assert await stack.rows("SELECT FROM stakes") == []
