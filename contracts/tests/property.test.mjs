@@ -145,8 +145,14 @@ const rogue = {
             const { epoch, pendingEpoch } = await world.payoutData();
             const most = await world.promisable();
             const lies = new Epoch([...world.workers.map(({ address }) => address)].map((worker) => ({ worker, cumulative: random.amount(most * 2n) })));
-            const number = Math.max(epoch, pendingEpoch) + random.pick([0, 1, 1, 1, 1, 2]);
-            return world.post(number, lies, random.pick([most, most + 1n, lies.total, lies.total, random.amount(most)]));
+            const number = Math.max(epoch, pendingEpoch) + random.pick([0, 1, 1, 1, 1, 1, 1, 2]);
+            return world.post(number, lies, random.pick([most, most, most, most + 1n, lies.total]));
+        },
+        promiseTooMuch: async ({ world, random }) => {
+            const { epoch, pendingEpoch } = await world.payoutData();
+            const most = (await world.promisable()) + 1n + random.amount(ton('1'));
+            const all = new Epoch(world.workers.map(({ address }) => ({ worker: address, cumulative: most / 3n })));
+            return world.post(Math.max(epoch, pendingEpoch) + 1, all, most);
         },
         takeFee: async ({ world, random }) => {
             const { received } = await world.payoutData();
@@ -229,6 +235,19 @@ const rogue = {
         },
     },
 };
+
+/** Something is settled and earned before anybody goes beyond the rules, so that there is something to take. @param {Scene} scene */
+async function firstEpoch(scene) {
+    const { world } = scene;
+    for (const escrow of world.escrows) {
+        escrow.signed = ton('2');
+        const pair = escrow.session ? SESSION_PAIR : OPERATOR_PAIR;
+        await world.deliver(world.operator, escrow.address, GAS, world.voucher(escrow, ton('2'), pair));
+    }
+    await honest['post']?.(scene);
+    world.wait(DELAY_S);
+    await world.check();
+}
 
 /** Each by its own messages alone: nobody else says anything any more. @param {Scene} scene */
 async function everybodyLeaves({ world, rogues }) {
@@ -316,6 +335,7 @@ describe('nobody takes more than its due, and nobody keeps what is another\'s', 
             /** @type {string[]} */
             const said = [];
             try {
+                await firstEpoch(scene);
                 for (let time = 0; time < MOVES; time += 1) {
                     const name = anyMove(scene);
                     said.push(name);

@@ -53,8 +53,8 @@ export class World {
         /** @type {Escrow[]} */
         this.escrows = [this.escrowOf(10, true), this.escrowOf(11, false)];
         /** @type {Worker[]} */
-        this.workers = [wallet(20), wallet(21), refusingWallet(22)].map((init, at) => ({
-            address: addressOf(init), refuses: at === 2, earned: 0n, promised: 0n, paid: 0n, lost: 0n,
+        this.workers = [refusingWallet(22), wallet(20), wallet(21)].map((init, at) => ({
+            address: addressOf(init), refuses: at === 0, earned: 0n, promised: 0n, paid: 0n, lost: 0n,
         }));
         /** Every root that was ever accepted, by epoch. @type {Map<number, Epoch>} */
         this.epochs = new Map();
