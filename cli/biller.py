@@ -15,6 +15,9 @@ from billing.ton.liteclient import LiteChain
 from billing.ton.settings import LITESERVERS_VARIABLE, liteservers_setting
 from cli.database import run_on_pool
 from cocoon.clock import SystemClock
+from cocoon.logs import configure_logging
+
+STOP_AGAIN_S = 1.0
 
 
 @click.group(invoke_without_command=True)
@@ -56,13 +59,22 @@ async def _serve() -> None:
     servers = liteservers_setting()
     if servers is None:
         raise SettingsError(f"set {LITESERVERS_VARIABLE} to a file in the form of TON's global.config.json")
+    configure_logging("biller")
     clock = SystemClock()
     async with (
         open_pool(database.database_url, application="cocoon-biller") as pool,
         LiteChain(servers, clock, global_id=settings.global_id) as chain,
         asyncio.TaskGroup() as group,
     ):
-        serving = group.create_task(run_biller(settings, database.database_url, pool, chain, clock), name="biller")
+        stopping = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            # What is signed is stored: whoever comes next goes on with it.
-            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        serving = group.create_task(run_biller(settings, database.database_url, pool, chain, clock), name="biller")
+        told = group.create_task(stopping.wait(), name="told to stop")
+        await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        # What is signed is stored: whoever comes next goes on with it. A task group that loses its turn in the moment
+        # in which it is cancelled forgets that it was, so it is told until it ends.
+        while not serving.done():
+            serving.cancel()
+            await asyncio.wait({serving}, timeout=STOP_AGAIN_S)

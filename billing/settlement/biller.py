@@ -81,13 +81,13 @@ class Biller:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._turn.keep(), name="turn")
-                group.create_task(_every(interval, "escrows", self._escrow_watcher.look))
-                group.create_task(_every(interval, "payout", self._payout_watcher.look))
+                group.create_task(every(interval, "escrows", self._escrow_watcher.look))
+                group.create_task(every(interval, "payout", self._payout_watcher.look))
                 if self._stake_watcher is not None:
-                    group.create_task(_every(interval, "stakes", self._stake_watcher.look))
-                group.create_task(_every(interval, "plan", self.plan))
-                group.create_task(_every(interval, "outbox", self.send))
-                group.create_task(_every(PARTITIONS_S, "partitions", self._partitions))
+                    group.create_task(every(interval, "stakes", self._stake_watcher.look))
+                group.create_task(every(interval, "plan", self.plan))
+                group.create_task(every(interval, "outbox", self.send))
+                group.create_task(every(PARTITIONS_S, "partitions", self._partitions))
         except ExceptionGroup as failed:
             # A fault of ours in another task goes before it.
             if failed.split(TurnLostError)[1] is not None:
@@ -166,7 +166,7 @@ async def run_biller(settings: BillerSettings, database_url: str, pool: Pool, ch
         delay_s = min(2 * delay_s, RETRY_S_MAX)
 
 
-async def _every(seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
+async def every(seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
     """Do the work again and again; what fails is logged and tried again, later and later."""
     delay_s = seconds
     while True:
@@ -175,19 +175,7 @@ async def _every(seconds: float, name: str, work: Callable[[], Awaitable[None]])
             delay_s = seconds
         except TurnLostError:
             raise
-        except (BillingError, ExceptionGroup) as error:
-            trouble = _operating(error)
+        except BillingError as error:
             delay_s = min(2 * delay_s, max(seconds, RETRY_S_MAX))
-            log.warning("biller_task_failed", task=name, error=trouble.code, reason=str(trouble))
+            log.warning("biller_task_failed", task=name, error=error.code, reason=str(error))
         await asyncio.sleep(delay_s)
-
-
-def _operating(error: BillingError | ExceptionGroup[Exception]) -> BillingError:
-    """The operating error behind a failure; anything else is a fault of ours and is raised."""
-    if isinstance(error, BillingError):
-        return error
-    ours, others = error.split(BillingError)
-    if others is not None or ours is None:
-        raise error
-    first = ours.exceptions[0]
-    return _operating(first) if isinstance(first, ExceptionGroup) else first

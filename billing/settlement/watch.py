@@ -54,7 +54,7 @@ class EscrowWatcher:
         """
         head = await self._chain.head()
         watched = await self._escrows.unfinished()
-        trouble = await _each(watched, lambda escrow: self._observe(escrow, head), lambda one: one.terms.address)
+        trouble = await each(watched, lambda escrow: self._observe(escrow, head), lambda one: one.terms.address)
         await self._alarms.set("escrow_contradiction", trouble)
 
     async def _observe(self, escrow: Escrow, head: BlockRef) -> None:
@@ -99,9 +99,7 @@ class PayoutWatcher:
                 await self._payouts.observe_contract(found[0])
                 self.seen = found[0]
                 payees = [one for one in await self._payouts.payees() if self._is_due(one)]
-                trouble = await _each(
-                    payees, lambda payee: self._observe(payee, found[1], head), lambda one: one.wallet
-                )
+                trouble = await each(payees, lambda payee: self._observe(payee, found[1], head), lambda one: one.wallet)
         except (ChainContradictionError, ForeignContractError, RecordRefusedError) as error:
             self.seen = None
             trouble[str(self._payout)] = str(error)
@@ -142,7 +140,7 @@ class StakeWatcher:
         """
         head = await self._chain.head()
         stakes = await self._stakes.all()
-        trouble = await _each(stakes, lambda stake: self._observe(stake, head), lambda one: one.address)
+        trouble = await each(stakes, lambda stake: self._observe(stake, head), lambda one: one.address)
         await self._alarms.set("stake_contradiction", trouble)
 
     async def _observe(self, stake: Stake, head: BlockRef) -> None:
@@ -160,10 +158,14 @@ class StakeWatcher:
         await self._stakes.observe(stake.address, seen)
 
 
-async def _each(
+async def each(
     items: Iterable[Item], work: Callable[[Item], Awaitable[None]], subject: Callable[[Item], str]
 ) -> dict[str, str]:
-    """Do the work for each, a few at a time; what contradicts the books is returned by subject."""
+    """Do the work for each, a few at a time; what contradicts the books is returned by subject.
+
+    Raises:
+        BillingError: of those that failed otherwise, the first one's failure.
+    """
     trouble: dict[str, str] = {}
     slots = asyncio.Semaphore(READS_MAX)
 
@@ -174,7 +176,9 @@ async def _each(
             except (ChainContradictionError, ForeignContractError, RecordRefusedError) as error:
                 trouble[subject(item)] = str(error)
 
-    async with asyncio.TaskGroup() as group:
-        for item in items:
-            group.create_task(one(item))
+    # Not a task group: one with a failure of its own forgets that its caller was told to stop.
+    done = await asyncio.gather(*(one(item) for item in items), return_exceptions=True)
+    for failure in done:
+        if failure is not None:
+            raise failure
     return trouble

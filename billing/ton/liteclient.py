@@ -76,6 +76,7 @@ class _Peer:
         self._answer_s = answer_s
         self._client: Any = None
         self._lock = asyncio.Lock()
+        self._closing: set[asyncio.Future[Any]] = set()
         self._pause_s = 0.0
         self._resumes_at = 0.0
 
@@ -135,8 +136,7 @@ class _Peer:
                 try:
                     await client.connect()
                 except BaseException:
-                    with contextlib.suppress(*_BROKEN):
-                        await client.close()
+                    await self._close(client)
                     raise
                 self._client = client
             return self._client
@@ -145,8 +145,15 @@ class _Peer:
         """Close a connection; a newer one stays."""
         if self._client is client:
             self._client = None
+        await self._close(client)
+
+    async def _close(self, client: Any) -> None:
+        """Close beside the caller: pytoniq's `close` takes the cancellation of whoever waits for it for its own."""
+        closing = asyncio.ensure_future(client.close())  # noqa: TID251  outlives a caller that is told to stop
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
         with contextlib.suppress(*_BROKEN):
-            await client.close()
+            await asyncio.shield(closing)
 
     async def _failed(self) -> None:
         self.rest()

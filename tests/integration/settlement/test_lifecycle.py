@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner
 
 from billing.escrows import Escrow, EscrowState
 from billing.postgres.account import Accounts
@@ -24,7 +27,6 @@ from billing.settlement.settings import BillerSettings
 from billing.stakes import StakeState
 from billing.ton.chain import Chain
 from billing.ton.wallet_messages import Transfer
-from cli.main import main
 from cocoon.addresses import Address
 from cocoon.cells import Builder
 from cocoon.clock import SystemClock
@@ -34,6 +36,9 @@ from cocoon.money import Amount
 from tests.fixtures_chain import LocalChain
 from tests.settlement_books import enrol_worker, spend
 from tests.settlement_chain import FEE_BPS, GLOBAL_ID, TON, SettlementNetwork, Somebody, key, public, terms_of, until
+
+ROOT = Path(__file__).parents[3]
+PATIENCE_S = 180.0
 
 
 def biller_settings(network: SettlementNetwork) -> BillerSettings:
@@ -47,12 +52,17 @@ def biller_settings(network: SettlementNetwork) -> BillerSettings:
 def require_verdict(network: SettlementNetwork, database_url: str, *, ties: bool) -> None:
     """What `cocoon reconcile --json` says, and its exit status."""
     environment = {
+        "PATH": os.environ["PATH"],
         "COCOON_DATABASE_URL": database_url,
         "COCOON_LITESERVERS": str(network.local.config),
         "COCOON_PAYOUT_CONTRACT": str(network.payout),
     }
-    said = CliRunner().invoke(main, ["reconcile", "--json"], env=environment)
-    assert said.exit_code == (0 if ties else 1), said.output
+    # In a process of its own: the biller of this one writes its log meanwhile.
+    said = subprocess.run(
+        [sys.executable, "-m", "cli.main", "reconcile", "--json", "--wait", "60" if ties else "0"],
+        env=environment, cwd=ROOT, timeout=PATIENCE_S, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.returncode == (0 if ties else 1), said.stdout + said.stderr
     report = json.loads(said.stdout)
     assert report["holds"] is ties
     assert [tie["what"] for tie in report["ties"] if not tie["holds"]] == ([] if ties else ["received"])
