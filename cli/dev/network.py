@@ -150,6 +150,7 @@ class Network:
             if content != self._written:
                 self._written = content
                 self._state.write_dev_file(content)
+                self._state.write_environment(self._operator_environment())
         self._screen.show([_row(keeper) for keeper in supervisor.keepers], self._lines(supervisor))
 
     def _dev_file(self, supervisor: Supervisor) -> DevFile:
@@ -166,6 +167,15 @@ class Network:
             pids=supervisor.pids(),
         )
 
+    def _operator_environment(self) -> dict[str, str]:
+        """What `cocoon reconcile`, `cocoon billing` and `cocoon biller alarms` are told."""
+        return {
+            "COCOON_DATABASE_URL": self._postgres.dsn,
+            "COCOON_LITESERVERS": str(self._chain.config),
+            "COCOON_PAYOUT_CONTRACT": str(self._settlement.payout),
+            "COCOON_GLOBAL_ID": str(GLOBAL_ID),
+        }
+
     def _lines(self, supervisor: Supervisor) -> list[str]:
         if supervisor.stopping:
             return ["Stopping; a second Ctrl-C hurries."]
@@ -178,13 +188,14 @@ class Network:
             f"curl -N {self._settings.base_url}/chat/completions -H 'Authorization: Bearer {self._secrets.api_key}'"
             f" -H 'Content-Type: application/json' -d {shlex.quote(msgspec.json.encode(request).decode())}"
         )
+        reconcile = f". {shlex.quote(str(self._state.root / 'env'))} && cocoon reconcile --wait 60"
         return [
             f"Cocoon is ready. Logs are in {self._state.logs}; Ctrl-C stops everything.",
             f"  base URL  {self._settings.base_url}",
             f"  API key   {self._secrets.api_key}",
             f"  model     {MODEL}",
             f"  chain     a SIMULATED TON: its coins are worth nothing; {self._chain.config}",
-            f"  payouts   every {EPOCH_S} s by the contract {self._settlement.payout}",
+            f"  payouts   every {EPOCH_S} s by the contract {self._settlement.payout}; {reconcile}",
             "  workers   attested by a SIMULATED TEE: no hardware protects anything here",
             f"  try       {curl}",
         ]

@@ -7,6 +7,8 @@ import fcntl
 import hashlib
 import os
 import random
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,6 +93,7 @@ class StateDirectory:
         self._secrets = self.root / "secrets.json"
         self._ports = self.root / "ports.json"
         self._dev_file = self.root / "dev.json"
+        self._environment = self.root / "env"
         self.policy = self.root / "policy.toml"
         self.manifest = self.root / "manifest.json"
         self.trust = self.root / "trust.toml"
@@ -171,6 +174,11 @@ class StateDirectory:
     def write_dev_file(self, content: DevFile) -> None:
         """Write `dev.json`, readable by its owner alone: it holds keys."""
         write_private(self._dev_file, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+    def write_environment(self, variables: Mapping[str, str]) -> None:
+        """Write `env`, which a shell reads to run the operator's commands against this network; it holds a password."""
+        lines = (f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items()))
+        write_private(self._environment, "".join(lines).encode())
 
     def write_policy(self, text: bytes) -> None:
         """Write the policy that the gateway judges workers by."""

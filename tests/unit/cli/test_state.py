@@ -3,6 +3,7 @@
 import json
 import random
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,17 @@ def test_the_dev_file_has_the_agreed_members_and_nulls_for_what_does_not_exist(s
     state.remove_dev_file()
     state.remove_dev_file()
     assert [entry.name for entry in state.root.iterdir()] == ["logs"]
+
+
+def test_a_shell_reads_the_environment_file_whatever_is_in_a_value(state: StateDirectory) -> None:
+    value = """a 'b' "c" $HOME `id` \\ é"""
+    state.write_environment({"COCOON_ONE": value, "COCOON_TWO": "2"})
+    assert mode(state.root / "env") == 0o600
+    said = subprocess.run(
+        ["sh", "-c", '. "$0" && printf %s:%s "$COCOON_ONE" "$COCOON_TWO"', state.root / "env"],
+        check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert said.stdout == f"{value}:2"
 
 
 def test_a_second_holder_is_told_where_the_first_one_serves(state: StateDirectory) -> None:
