@@ -142,7 +142,7 @@ async def test_never_more_than_the_capacity_is_in_flight(launch: Launch, engine:
         assert busy.headers["retry-after"] == "1"
         statuses = await asyncio.gather(*(one(at) for at in range(6)))
         assert statuses == [503] * 6
-    assert await peer.until_idle(1.0) < 1.0
+    await peer.until_idle()
     engine.script = Script()
     assert (await peer.chat(BODY)).status == 200
     assert (peak, max(seen.sent for seen in engine.requests) > 0) == (2, True)
