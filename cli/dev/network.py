@@ -132,6 +132,7 @@ class Network:
             gateway = supervisor.start(self._gateway(client))
             biller = await self._settle(supervisor, chain)
             await self._enrol_wallets(gateway)
+            await self._stake()
             await all_ready(gateway, biller, *(supervisor.start(self._worker(name, client)) for name in WORKERS))
             await self._all_routable(client)
             await self._settlement.credited(self._postgres.dsn, self._clock)
@@ -284,6 +285,16 @@ class Network:
         for name in missing:
             await asyncio.to_thread(self._wallets.enrol, name, self._settings.origin, self._clock)
 
+    async def _stake(self) -> None:
+        """A stake for every worker, owned by its wallet.
+
+        Raises:
+            DevError: the chain does not take it.
+        """
+        owners = {name: await asyncio.to_thread(self._wallets.address, name, GLOBAL_ID) for name in WORKERS}
+        operator_key = self._operator.public_key().public_bytes_raw()
+        await self._settlement.stake(owners, operator_key, self._chain.config, self._chain.control, self._clock)
+
     def _keep_ports(self) -> None:
         self._state.keep_ports(
             Ports(
@@ -397,6 +408,7 @@ class Network:
             "COCOON_SERVED_MODEL": MODEL,
             "COCOON_SERVED_ENDPOINTS": "chat,completions,embeddings",
             "COCOON_CONTEXT_TOKENS": str(CONTEXT_TOKENS),
+            **self._settlement.worker_environment(name),
         }
 
 

@@ -1,13 +1,14 @@
-"""What settles on the development network's chain: keys, a payout contract, the development customer's escrow.
+"""What settles on the development network's chain: keys, a payout contract, the customer's escrow, workers' stakes.
 
 Everything lies on a SIMULATED chain, and its coins come from a faucet. Keys are made once and kept under
 `.cocoon/settlement`; each step finds what an earlier run made, so a restart sends nothing.
 """
 
 import asyncio
+import base64
 import hashlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from billing.postgres.account import Accounts
 from billing.postgres.escrows import Escrows
 from billing.postgres.pool import open_pool
-from billing.settlement.deployment import deploy_escrow, deploy_payout, payout_address, payout_config
+from billing.settlement.deployment import deploy_escrow, deploy_payout, deploy_stake, payout_address, payout_config
 from billing.ton.chain import AccountStatus, Chain
 from billing.ton.liteclient import LiteChain
 from billing.ton.settings import read_liteservers
@@ -33,6 +34,7 @@ from cocoon.contracts.escrow import CODE as ESCROW
 from cocoon.contracts.escrow import EscrowConfig
 from cocoon.contracts.payout import PayoutConfig
 from cocoon.contracts.records import NO_HASH
+from cocoon.contracts.stake import StakeConfig
 from cocoon.errors import CocoonError
 from cocoon.ids import new_job_id
 from cocoon.money import NANO_PER_UNIT
@@ -49,6 +51,10 @@ EPOCH_S = 120
 SETTLE_MIN_TON = "0.001"
 CLAIM_MIN_TON = "0.000000001"
 """Far below what a claim costs, so that a payout is seen; on a real network it is above."""
+STAKE_NANO = 10 * NANO_PER_UNIT
+UNBOND_S = 600
+"""Minutes, as above; on a real network longer than evidence is good for."""
+BOUNTY_BPS = 1_000
 OPERATOR_NANO_MIN = 10 * NANO_PER_UNIT
 OPERATOR_NANO = 100 * NANO_PER_UNIT
 CUSTOMER_NANO = CREDIT.nano + 10 * NANO_PER_UNIT
@@ -63,6 +69,7 @@ class SettlementSetup:
     def __init__(self, folder: Path, global_id: int, rng: random.Random) -> None:
         self._folder = folder
         self._global_id = global_id
+        self._rng = rng
         folder.mkdir(mode=0o700, exist_ok=True)
         self._keys = {name: _kept_key(self.key_file(name), rng) for name in KEYS}
         self._operator = self._wallet("operator")
@@ -106,18 +113,45 @@ class SettlementSetup:
     async def _establish(self, liteservers: Path, control: ChainControl, clock: Clock) -> None:
         async with LiteChain(read_liteservers(liteservers), clock, global_id=self._global_id) as chain:
             await self._fund(chain, control, self.operator, OPERATOR_NANO_MIN, OPERATOR_NANO)
-            missing: list[Transfer] = []
-            if not await _is_active(chain, self.payout):
-                missing.append(deploy_payout(self._payout_config))
-            if not await _is_active(chain, self.escrow):
-                missing.append(deploy_escrow(self._escrow_config, CREDIT.nano))
-            if missing:
-                await self._fund(chain, control, self._customer.address, CUSTOMER_NANO, CUSTOMER_NANO)
-                await self._send(chain, missing)
-                for one in missing:
-                    await _until(
-                        lambda to=one.destination: _is_active(chain, to), clock, f"a contract at {one.destination}"
-                    )
+            wanted = (deploy_payout(self._payout_config), deploy_escrow(self._escrow_config, CREDIT.nano))
+            await self._deploy(chain, control, clock, wanted, CUSTOMER_NANO)
+
+    async def stake(
+        self, owners: Mapping[str, Address], operator_key: bytes, liteservers: Path, control: ChainControl, clock: Clock
+    ) -> None:
+        """Bond a stake for each worker, whose wallet owns it; its agent finds key and configuration in files.
+
+        `operator_key` is the one under which the network's tickets count.
+
+        Raises:
+            DevError: not in time, or the chain refuses.
+        """
+        wanted: list[Transfer] = []
+        for worker, owner in owners.items():
+            key = _kept_key(self._staked_key_file(worker), self._rng)
+            config = StakeConfig(
+                owner=owner, operator=self.operator, staked_key=key.public_key().public_bytes_raw(),
+                operator_key=operator_key, unbond_s=UNBOND_S, bounty_bps=BOUNTY_BPS, salt=_salt(f"stake {worker}"),
+            )  # fmt: skip
+            write_private(self._stake_config_file(worker), base64.b64encode(write_boc(config.encode())))
+            wanted.append(deploy_stake(config, STAKE_NANO))
+        try:
+            async with LiteChain(read_liteservers(liteservers), clock, global_id=self._global_id) as chain:
+                await self._deploy(chain, control, clock, wanted, (STAKE_NANO + NANO_PER_UNIT) * len(wanted))
+        except CocoonError as error:
+            raise DevError(f"the workers' stakes are not on the chain: {error}") from error
+
+    async def _deploy(
+        self, chain: Chain, control: ChainControl, clock: Clock, wanted: Sequence[Transfer], nano: int
+    ) -> None:
+        """Deploy what is not there yet, from a wallet that has `nano` for it."""
+        missing = [one for one in wanted if not await _is_active(chain, one.destination)]
+        if not missing:
+            return
+        await self._fund(chain, control, self._customer.address, nano, nano)
+        await self._send(chain, missing)
+        for one in missing:
+            await _until(lambda to=one.destination: _is_active(chain, to), clock, f"a contract at {one.destination}")
 
     async def register(self, dsn: str, clock: Clock, rng: random.Random) -> None:
         """Name the escrow as the development customer's, so that its deposit becomes credit."""
@@ -156,6 +190,14 @@ class SettlementSetup:
             "COCOON_CLAIM_MIN": CLAIM_MIN_TON,
         }
 
+    def worker_environment(self, worker: str) -> dict[str, str]:
+        """What an agent is told of its stake."""
+        return {
+            "COCOON_GLOBAL_ID": str(self._global_id),
+            "COCOON_STAKED_KEY_FILE": str(self._staked_key_file(worker)),
+            "COCOON_STAKE_CONFIG_FILE": str(self._stake_config_file(worker)),
+        }
+
     def gateway_environment(self) -> dict[str, str]:
         """What the gateway is told, so that customers may register escrows."""
         return {
@@ -183,6 +225,12 @@ class SettlementSetup:
             allow_rate_nano=CREDIT.nano // 86_400,
             salt=_salt("escrow"),
         )
+
+    def _staked_key_file(self, worker: str) -> Path:
+        return self.key_file(f"{worker}-staked")
+
+    def _stake_config_file(self, worker: str) -> Path:
+        return self._folder / f"{worker}-stake.boc64"
 
     def _wallet(self, name: str) -> OperatorWallet:
         return OperatorWallet(self._keys[name], global_id=self._global_id)

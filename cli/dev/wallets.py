@@ -12,7 +12,10 @@ from billing.ton.mnemonics import new_mnemonic
 from cli.dev.state import DevError
 from cli.enrol import EnrolError, Gateway, enrol_by_mnemonic
 from cli.private_files import read_private, write_private
+from cocoon.addresses import Address
 from cocoon.clock import Clock, system_random
+from cocoon.mnemonic import read_words, wallet_key
+from cocoon.wallets import address_of, state_init_of
 from gateway.postgres.keys import KeyStore
 
 APPLICATION = "cocoon-dev"
@@ -29,6 +32,11 @@ class DevWallets:
     def key_file(self, worker: str) -> Path:
         """Where the worker key is."""
         return self._folder / f"{worker}.key"
+
+    def address(self, worker: str, global_id: int) -> Address:
+        """The worker's wallet; its words are there once it was enrolled. Takes a fraction of a second."""
+        key = wallet_key(read_words(read_private(self._words_file(worker))))
+        return address_of(state_init_of("v5r1", key.public_key().public_bytes_raw(), global_id=global_id))
 
     async def missing(self, dsn: str) -> list[str]:
         """Workers without a key that this database knows."""
@@ -48,7 +56,7 @@ class DevWallets:
             DevError: the gateway refuses.
         """
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        words = self._folder / f"{worker}.mnemonic"
+        words = self._words_file(worker)
         if not words.exists():
             write_private(words, " ".join(new_mnemonic(self._rng)).encode() + b"\n")
         try:
@@ -56,3 +64,6 @@ class DevWallets:
             enrol_by_mnemonic(gateway, read_private(words), self.key_file(worker), clock=clock)
         except EnrolError as error:
             raise DevError(f"{worker}'s wallet could not be enrolled: {error}") from error
+
+    def _words_file(self, worker: str) -> Path:
+        return self._folder / f"{worker}.mnemonic"

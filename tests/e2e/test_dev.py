@@ -17,7 +17,8 @@ import pytest
 
 from cli.chain_control import ChainControl
 from cli.dev.address import is_free
-from tests.e2e.dev_network import MODEL, STOP_S, Dev, until
+from cocoon.receipt import ReceiptHead
+from tests.e2e.dev_network import MODEL, STOP_S, Dev, Network, until
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
@@ -60,6 +61,19 @@ def without_escrow(shown: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in shown.items() if name != "escrow"}
 
 
+def require_staked_workers(network: Network, dev: Dev) -> None:
+    """Both workers have a bond on the chain, and what they signed names one of them."""
+    bonded = [(10 * 10**9, "live")] * 2
+    until(
+        lambda: [tuple(row) for row in network.rows("SELECT bond_nano::bigint, state FROM stakes")] == bonded,
+        60, dev.diagnose,
+    )  # fmt: skip
+    stakes = {row["address"] for row in network.rows("SELECT address FROM stakes")}
+    heads = [row["receipt_head"] for row in network.rows("SELECT receipt_head FROM usage WHERE outcome = 'completed'")]
+    assert heads
+    assert {f"0:{ReceiptHead.decode(head).stake.hex()}" for head in heads} <= stakes
+
+
 def test_first_light(dev: Dev) -> None:
     facts = dev.start()
     assert facts["base_url"] == f"http://127.0.0.1:{dev.port}/v1"
@@ -100,6 +114,7 @@ def test_first_light(dev: Dev) -> None:
         cwd=ROOT, timeout=300, check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert said.returncode == 0, said.stdout + said.stderr
+    require_staked_workers(Network(dev, facts), dev)
     before_stop = chain.info()
     assert dev.interrupt() == 0, dev.diagnose()
     assert dev.left() == []
