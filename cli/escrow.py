@@ -6,7 +6,6 @@ Closing talks to liteservers only: it works when the gateway does not.
 import asyncio
 import base64
 import secrets
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,24 +14,19 @@ import httpx
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from billing.ton.liteclient import LiteChain
-from billing.ton.settings import LITESERVERS_VARIABLE, read_liteservers
 from billing.ton.wallet import OperatorWallet
 from cli.amounts import TON
-from cli.escrow_owner import EscrowOwner, EscrowOwnerError
-from cli.private_files import read_private
+from cli.contract import ContractError, new_query_id
+from cli.escrow_owner import EscrowOwner
+from cli.wallet import liteservers_option, mnemonic_option, on_chain, read_wallet, say_network, ton
 from cocoon.addresses import Address
 from cocoon.cells import write_boc
-from cocoon.clock import SystemClock
 from cocoon.contracts.codes import code_of
 from cocoon.contracts.deposits import deposit_link
 from cocoon.contracts.escrow import CODE, EscrowConfig, EscrowData, EscrowPhase
-from cocoon.mnemonic import read_words, wallet_key
-from cocoon.money import NUMERATOR_PER_NANO, decimal_units
 from cocoon_client.escrow_file import EscrowFile, read_escrow_file
 
 CALL_S_MAX = 30.0
-SIMULATED_NETWORK = -3
 LOOK_S = 30
 """How often a close that waits looks at the chain's time."""
 T = TypeVar("T")
@@ -68,18 +62,18 @@ class Gateway:
         """What escrows must say here.
 
         Raises:
-            EscrowOwnerError: it does not answer, or takes none.
+            ContractError: it does not answer, or takes none.
         """
         found = self._call("GET", None, _Escrows).terms
         if found is None:
-            raise EscrowOwnerError("this gateway takes no escrows")
+            raise ContractError("this gateway takes no escrows")
         return found
 
     def register(self, escrow: EscrowFile) -> str:
         """Have it watched; the address that the gateway makes of it.
 
         Raises:
-            EscrowOwnerError: it does not answer, or refuses.
+            ContractError: it does not answer, or refuses.
         """
         config = base64.b64encode(write_boc(escrow.config.encode())).decode()
         body = {"code_hash": escrow.init.code.hash.hex(), "config": config}
@@ -93,8 +87,8 @@ class Gateway:
             if answer.is_success:
                 return msgspec.json.decode(answer.content, type=kind)
         except (httpx.HTTPError, msgspec.DecodeError) as error:
-            raise EscrowOwnerError(f"the gateway does not answer: {type(error).__name__}") from error
-        raise EscrowOwnerError(f"the gateway refused ({answer.status_code}): {_message(answer.content)}")
+            raise ContractError(f"the gateway does not answer: {type(error).__name__}") from error
+        raise ContractError(f"the gateway refused ({answer.status_code}): {_message(answer.content)}")
 
 
 def _message(body: bytes) -> str:
@@ -109,12 +103,12 @@ def require_pinned(terms: Terms, operator: Address | None) -> None:
     """Check what a gateway says against what its user knows.
 
     Raises:
-        EscrowOwnerError: another contract than ours, or another operator than was meant.
+        ContractError: another contract than ours, or another operator than was meant.
     """
     if terms.code_hash != code_of(CODE).hash.hex():
-        raise EscrowOwnerError("the gateway wants another contract than this program knows")
+        raise ContractError("the gateway wants another contract than this program knows")
     if operator is not None and Address.parse(terms.operator) != operator:
-        raise EscrowOwnerError(f"the gateway's operator is {terms.operator}, not {operator}")
+        raise ContractError(f"the gateway's operator is {terms.operator}, not {operator}")
 
 
 def new_escrow(
@@ -147,20 +141,12 @@ _file = click.option(
     "--file", "path", envvar="COCOON_ESCROW", show_envvar=True, required=True,
     type=click.Path(dir_okay=False, path_type=Path), help="The escrow's file: its terms and its session key.",
 )  # fmt: skip
-_servers = click.option(
-    "--liteservers", envvar=LITESERVERS_VARIABLE, show_envvar=True, type=click.Path(dir_okay=False, path_type=Path),
-    help="Liteservers, in the form of TON's global.config.json.",
-)  # fmt: skip
-_words = click.option(
-    "--mnemonic-file", envvar="COCOON_MNEMONIC_FILE", show_envvar=True,
-    type=click.Path(dir_okay=False, path_type=Path), help="The 24 words of your wallet v5r1, mode 0600.",
-)  # fmt: skip
 
 
 @command.command("open")
 @_file
-@_servers
-@_words
+@liteservers_option
+@mnemonic_option
 @click.option("--base-url", envvar="COCOON_BASE_URL", show_envvar=True, required=True, help="The gateway, up to /v1.")
 @click.option("--api-key", envvar="COCOON_API_KEY", hidden=True, default="")
 @click.option("--amount", type=TON, required=True, help="The first deposit, in TON.")
@@ -182,44 +168,44 @@ def open_command(
     gateway = Gateway(base_url, api_key)
     terms = gateway.terms()
     require_pinned(terms, None if operator is None else Address.parse_any(operator))
-    wallet = None if mnemonic_file is None else _wallet(mnemonic_file, terms.global_id)
+    wallet = None if mnemonic_file is None else read_wallet(mnemonic_file, terms.global_id)
     payer = wallet.address if wallet is not None else Address.parse_any(client or "")
     escrow = new_escrow(
         terms, payer, challenge_s=challenge, delegated=delegated, allow_max=allow_max, allow_rate=allow_rate
     )
     escrow.write(path)
     if gateway.register(escrow) != str(escrow.address):
-        raise EscrowOwnerError("the gateway watches another address than this escrow's: deposit nothing")
-    _say_network(escrow)
+        raise ContractError("the gateway watches another address than this escrow's: deposit nothing")
+    say_network(escrow.network)
     click.echo(f"Escrow {escrow.address}, registered. Its file is {path}: keep it, it holds the session key.")
     if wallet is None:
         _show_link(escrow, amount)
         return
-    data = _on_chain(liteservers, escrow, lambda owner: owner.top_up(wallet, amount))
-    click.echo(f"Deposited {_ton(data.deposited_nano)} TON.")
+    data = on_chain(liteservers, escrow.network, lambda chain: EscrowOwner(chain, escrow).top_up(wallet, amount))
+    click.echo(f"Deposited {ton(data.deposited_nano)} TON.")
 
 
 @command.command("top-up")
 @_file
-@_servers
-@_words
+@liteservers_option
+@mnemonic_option
 @click.option("--amount", type=TON, required=True, help="How much more, in TON.")
 def top_up(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, amount: int) -> None:
     """Deposit more: from your wallet, or by a link for any wallet."""
     escrow = read_escrow_file(path)
-    _say_network(escrow)
+    say_network(escrow.network)
     if mnemonic_file is None:
         _show_link(escrow, amount)
         return
-    wallet = _wallet(mnemonic_file, escrow.network)
-    data = _on_chain(liteservers, escrow, lambda owner: owner.top_up(wallet, amount))
-    click.echo(f"Deposited {_ton(data.deposited_nano)} TON in all.")
+    wallet = read_wallet(mnemonic_file, escrow.network)
+    data = on_chain(liteservers, escrow.network, lambda chain: EscrowOwner(chain, escrow).top_up(wallet, amount))
+    click.echo(f"Deposited {ton(data.deposited_nano)} TON in all.")
 
 
 @command.command("close")
 @_file
-@_servers
-@_words
+@liteservers_option
+@mnemonic_option
 @click.option("--wait", is_flag=True, help="Stay until the window is over, and finalize.")
 def close(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, wait: bool) -> None:
     """Leave: ask for the close, and once the window is over have the rest paid back. Run it again to go on.
@@ -229,20 +215,20 @@ def close(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, w
     escrow = read_escrow_file(path)
     if mnemonic_file is None:
         raise click.UsageError("closing needs --mnemonic-file: the wallet's own words")
-    wallet = _wallet(mnemonic_file, escrow.network)
-    _say_network(escrow)
-    data = _on_chain(liteservers, escrow, lambda owner: _leave(owner, wallet, wait=wait))
+    wallet = read_wallet(mnemonic_file, escrow.network)
+    say_network(escrow.network)
+    data = on_chain(liteservers, escrow.network, lambda chain: _leave(EscrowOwner(chain, escrow), wallet, wait=wait))
     _describe(escrow, data)
 
 
 @command.command("status")
 @_file
-@_servers
+@liteservers_option
 def status(*, path: Path, liteservers: Path | None) -> None:
     """What the chain says of it, proven."""
     escrow = read_escrow_file(path)
-    _say_network(escrow)
-    data = _on_chain(liteservers, escrow, lambda owner: owner.read())
+    say_network(escrow.network)
+    data = on_chain(liteservers, escrow.network, lambda chain: EscrowOwner(chain, escrow).read())
     if data is None:
         click.echo(f"Escrow {escrow.address}: nothing was deposited yet.")
         return
@@ -252,7 +238,7 @@ def status(*, path: Path, liteservers: Path | None) -> None:
 async def _leave(owner: EscrowOwner, wallet: OperatorWallet, *, wait: bool) -> EscrowData:
     data = await owner.read()
     if data is None:
-        raise EscrowOwnerError("nothing was deposited: there is nothing to close")
+        raise ContractError("nothing was deposited: there is nothing to close")
     if data.phase is EscrowPhase.OPEN:
         data = await owner.request_close(wallet)
         click.echo("The close is requested.")
@@ -266,47 +252,20 @@ async def _leave(owner: EscrowOwner, wallet: OperatorWallet, *, wait: bool) -> E
     return data
 
 
-def _on_chain(path: Path | None, escrow: EscrowFile, work: Callable[[EscrowOwner], Awaitable[T]]) -> T:
-    if path is None:
-        raise click.UsageError(f"say which liteservers: --liteservers FILE or {LITESERVERS_VARIABLE}")
-    servers = read_liteservers(path)
-
-    async def run() -> T:
-        async with LiteChain(servers, SystemClock(), global_id=escrow.network) as chain:
-            return await work(EscrowOwner(chain, escrow))
-
-    return asyncio.run(run())
-
-
-def _wallet(path: Path, global_id: int) -> OperatorWallet:
-    return OperatorWallet(wallet_key(read_words(read_private(path))), global_id=global_id)
-
-
 def _show_link(escrow: EscrowFile, amount: int) -> None:
-    link = deposit_link(escrow.address, escrow.init, amount, global_id=escrow.network, query_id=secrets.randbits(63))
-    click.echo(f"Open this in a wallet to deposit {_ton(amount)} TON:\n{link}")
+    link = deposit_link(escrow.address, escrow.init, amount, global_id=escrow.network, query_id=new_query_id())
+    click.echo(f"Open this in a wallet to deposit {ton(amount)} TON:\n{link}")
 
 
 def _describe(escrow: EscrowFile, data: EscrowData) -> None:
     click.echo(f"Escrow {escrow.address}: {data.phase.name.lower()}.")
-    click.echo(f"Deposited {_ton(data.deposited_nano)} TON, of which {_ton(data.settled_nano)} TON are settled.")
+    click.echo(f"Deposited {ton(data.deposited_nano)} TON, of which {ton(data.settled_nano)} TON are settled.")
     rest = data.deposited_nano - data.settled_nano
     match data.phase:
         case EscrowPhase.OPEN:
-            click.echo(f"{_ton(rest)} TON come back when you close it.")
+            click.echo(f"{ton(rest)} TON come back when you close it.")
         case EscrowPhase.CLOSING:
             ends = data.close_requested_at + data.config.challenge_s
-            click.echo(
-                f"Run `cocoon escrow close` again after {ends} (Unix seconds of the chain) for {_ton(rest)} TON."
-            )
+            click.echo(f"Run `cocoon escrow close` again after {ends} (Unix seconds of the chain) for {ton(rest)} TON.")
         case EscrowPhase.CLOSED:
-            click.echo(f"{_ton(rest)} TON were paid back to {data.config.client}.")
-
-
-def _say_network(escrow: EscrowFile) -> None:
-    if escrow.network == SIMULATED_NETWORK:
-        click.echo("SIMULATED chain (local development): these are not real TON.", err=True)
-
-
-def _ton(nano: int) -> str:
-    return decimal_units(nano * NUMERATOR_PER_NANO)
+            click.echo(f"{ton(rest)} TON were paid back to {data.config.client}.")

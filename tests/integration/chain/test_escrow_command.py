@@ -1,17 +1,15 @@
 """`cocoon escrow` on the local chain (a simulated TON): fund, look, leave; with no gateway anywhere near."""
 
-import asyncio
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from billing.ton.liteclient import LiteChain
-from billing.ton.settings import read_liteservers
+from cli.contract import ContractError
 from cli.escrow import Terms, new_escrow, require_pinned
-from cli.escrow_owner import EscrowOwner, EscrowOwnerError
+from cli.escrow_owner import EscrowOwner
+from cli.wallet import on_chain
 from cocoon.addresses import Address
-from cocoon.clock import SystemClock
 from cocoon.contracts.codes import code_of
 from cocoon.contracts.escrow import CODE, EscrowData, EscrowPhase
 from cocoon_client.escrow_file import EscrowFile
@@ -39,12 +37,7 @@ class Kept:
 
 def look(chain: LocalChain, kept: Kept) -> EscrowData:
     """The contract by proofs."""
-
-    async def ask() -> EscrowData | None:
-        async with LiteChain(read_liteservers(chain.config), SystemClock(), global_id=-3) as lite:
-            return await EscrowOwner(lite, kept.escrow).read()
-
-    data = asyncio.run(ask())
+    data = on_chain(chain.config, -3, lambda lite: EscrowOwner(lite, kept.escrow).read())
     assert data is not None
     return data
 
@@ -67,6 +60,8 @@ def test_a_client_funds_tops_up_and_leaves_without_any_gateway(own_chain: LocalC
     early = run("close", *kept.options, chain=own_chain)
     assert early.returncode == 0, early.stderr
     assert look(own_chain, kept).phase is EscrowPhase.CLOSING
+    with pytest.raises(ContractError, match="exit code 107"):
+        on_chain(own_chain.config, -3, lambda lite: EscrowOwner(lite, kept.escrow).finalize(WALLET))
     refused = run("top-up", *kept.options, "--amount", "1", chain=own_chain)
     assert (refused.returncode, "no more deposits" in refused.stderr) == (1, True)
 
@@ -105,7 +100,7 @@ def test_a_link_deposits_for_any_wallet_and_closing_needs_words(tmp_path: Path) 
 
 def test_a_gateway_with_another_contract_or_operator_is_not_paid() -> None:
     require_pinned(TERMS, Address.parse(TERMS.operator))
-    with pytest.raises(EscrowOwnerError, match="another contract"):
+    with pytest.raises(ContractError, match="another contract"):
         require_pinned(msgspec.structs.replace(TERMS, code_hash="00" * 32), None)
-    with pytest.raises(EscrowOwnerError, match="operator is"):
+    with pytest.raises(ContractError, match="operator is"):
         require_pinned(TERMS, Address(0, bytes([9]) * 32))

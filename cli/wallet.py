@@ -1,0 +1,68 @@
+"""What commands that move a person's own money share: which chain and wallet, and how amounts are shown."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from billing.ton.chain import Chain
+from billing.ton.liteclient import LiteChain
+from billing.ton.settings import LITESERVERS_VARIABLE, read_liteservers
+from billing.ton.wallet import OperatorWallet
+from cli.private_files import read_private
+from cocoon.clock import SystemClock
+from cocoon.mnemonic import read_words, wallet_key
+from cocoon.money import NUMERATOR_PER_NANO, decimal_units
+
+SIMULATED_NETWORK = -3
+T = TypeVar("T")
+
+liteservers_option = click.option(
+    "--liteservers", envvar=LITESERVERS_VARIABLE, show_envvar=True, type=click.Path(dir_okay=False, path_type=Path),
+    help="Liteservers, in the form of TON's global.config.json.",
+)  # fmt: skip
+mnemonic_option = click.option(
+    "--mnemonic-file", envvar="COCOON_MNEMONIC_FILE", show_envvar=True,
+    type=click.Path(dir_okay=False, path_type=Path), help="The 24 words of your wallet v5r1, mode 0600.",
+)  # fmt: skip
+
+
+def on_chain(liteservers: Path | None, global_id: int, work: Callable[[Chain], Awaitable[T]]) -> T:
+    """Do something with the chain of this network.
+
+    Raises:
+        click.UsageError: nobody has said which liteservers.
+        SettingsError: the file cannot be read, or is none.
+    """
+    if liteservers is None:
+        raise click.UsageError(f"say which liteservers: --liteservers FILE or {LITESERVERS_VARIABLE}")
+    servers = read_liteservers(liteservers)
+
+    async def run() -> T:
+        async with LiteChain(servers, SystemClock(), global_id=global_id) as chain:
+            return await work(chain)
+
+    return asyncio.run(run())
+
+
+def read_wallet(words: Path, global_id: int) -> OperatorWallet:
+    """The wallet v5r1 of the words in a private file.
+
+    Raises:
+        PrivateFileError: the file cannot be read, or others may read it.
+        MalformedError: these are no words.
+    """
+    return OperatorWallet(wallet_key(read_words(read_private(words))), global_id=global_id)
+
+
+def say_network(global_id: int) -> None:
+    """Warn where the coins are worth nothing."""
+    if global_id == SIMULATED_NETWORK:
+        click.echo("SIMULATED chain (local development): these are not real TON.", err=True)
+
+
+def ton(nano: int) -> str:
+    """An amount as people read it, in TON."""
+    return decimal_units(nano * NUMERATOR_PER_NANO)
