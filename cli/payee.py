@@ -1,4 +1,4 @@
-"""What a worker's wallet is due at an operator's payout contract, read with proofs; nothing is believed of a gateway."""
+"""What a worker's wallet is due at a payout contract, read with proofs; nothing is believed of a gateway."""
 
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ class PayeeError(CocoonError):
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
-    """A wallet at a payout contract as of `block`: `claimed_nano` under epochs so far, of which `owed_nano` came back."""
+    """A wallet at a payout contract as of `block`: what it claimed in all, of which `owed_nano` came back."""
 
     payout: Address
     wallet: Address
@@ -59,7 +59,9 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
         roots = self.contract.roots
         known = {(roots.epoch, roots.root.hex()), (roots.pending_epoch, roots.pending_root.hex())}
         if leaves.payout != str(self.payout) or (leaves.epoch, leaves.root) not in known:
-            raise PayeeError(f"the contract {self.payout} does not have the root of these leaves (epoch {leaves.epoch})")
+            raise PayeeError(
+                f"the contract {self.payout} does not have the root of these leaves (epoch {leaves.epoch})"
+            )
 
     def claim(self, leaves: EpochLeaves, *, query_id: int) -> Claim:
         """The message that pays what is due.
