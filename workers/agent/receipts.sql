@@ -55,8 +55,8 @@ CREATE TABLE IF NOT EXISTS signatures (
 );
 
 -- name: create_charged
--- One row: what gateways have signed that was charged for this worker's answers, in 10^-6 nano, in all; and what its wallet
--- had been paid (nano) when that was first looked at. Text, because the sum outgrows SQLite's integers.
+-- One row: what gateways have signed that was charged for this worker's answers, in 10^-6 nano, in all; and what its
+-- wallet had been paid (nano) when that was first looked at. Text, because the sum outgrows SQLite's integers.
 CREATE TABLE IF NOT EXISTS charged (
     only_row integer PRIMARY KEY CHECK (only_row = 1),
     numerator text NOT NULL,
