@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from cli.enrol import command as enrol_command
+from cli.lazy import LazyGroup, Subcommand
 from cocoon.clock import SystemClock, system_random
 from cocoon.logs import configure_logging
 from workers.agent.main import serve
@@ -56,11 +56,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return importlib.import_module("uvloop").new_event_loop
 
 
-command = click.Group(
-    "worker",
+SUBCOMMANDS = {
+    "enrol": Subcommand("cli.enrol", "Prove your TON wallet and write the worker key to a file.", "worker"),
+    "stake": Subcommand("cli.stake", "Stand behind your worker's receipts with a bond, and take it back.", "gateway"),
+}
+
+command = LazyGroup(
+    name="worker",
+    subcommands=SUBCOMMANDS,
     callback=_run,
     invoke_without_command=True,
-    commands=[enrol_command],
     params=[
         click.Option([f"--{option}"], help=f"{text} [{variable}]") for option, (variable, text) in _OPTIONS.items()
     ],
