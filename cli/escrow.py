@@ -15,6 +15,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from billing.ton.chain import Chain
+from cli.addresses import ADDRESS
 from cli.amounts import TON
 from cli.contract import ContractError, new_query_id
 from cli.escrow_owner import EscrowOwner
@@ -24,7 +25,7 @@ from cli.wallet import (
     mnemonic_option,
     on_chain,
     payer,
-    read_wallet,
+    require_one,
     say_network,
     show_link,
     ton,
@@ -160,35 +161,34 @@ _file = click.option(
 @click.option("--base-url", envvar="COCOON_BASE_URL", show_envvar=True, required=True, help="The gateway, up to /v1.")
 @click.option("--api-key", envvar="COCOON_API_KEY", hidden=True, default="")
 @click.option("--amount", type=TON, required=True, help="The first deposit, in TON.")
-@click.option("--client", help="Your wallet's address, where there are no words: a link is shown then.")
-@click.option("--operator", help="The operator that you mean; another one is refused.")
+@click.option("--client", type=ADDRESS, help="Your wallet's address, where there are no words: a link is shown then.")
+@click.option("--operator", type=ADDRESS, help="The operator that you mean; another one is refused.")
 @click.option("--challenge", type=click.IntRange(1), help="Seconds from asking for the close to the refund.")
 @click.option("--delegated", is_flag=True, help="Let the operator settle by itself, within the allowance.")
 @click.option("--allow-max", type=TON, default=0, help="The most that the allowance holds, in TON.")
 @click.option("--allow-rate", type=click.IntRange(0), default=0, help="What it fills by, in nano a second.")
 def open_command(
     *, path: Path, liteservers: Path | None, mnemonic_file: Path | None, base_url: str, api_key: str, amount: int,
-    client: str | None, operator: str | None, challenge: int | None, delegated: bool, allow_max: int, allow_rate: int,
+    client: Address | None, operator: Address | None, challenge: int | None, delegated: bool, allow_max: int,
+    allow_rate: int,
 ) -> None:  # fmt: skip
     """Make an escrow, have the gateway watch it, and deposit."""
     if path.exists():
         raise click.UsageError(f"{path} exists: an escrow's file is never replaced")
-    if (mnemonic_file is None) == (client is None):
-        raise click.UsageError("give --mnemonic-file, or --client to pay by a link")
+    require_one(mnemonic_file, client, "--client")
     gateway = Gateway(base_url, api_key)
     terms = gateway.terms()
-    require_pinned(terms, None if operator is None else Address.parse_any(operator))
-    wallet = None if mnemonic_file is None else read_wallet(mnemonic_file, terms.global_id)
+    require_pinned(terms, operator)
+    who = payer(mnemonic_file, terms.global_id)
     escrow = new_escrow(
-        terms, Address.parse_any(client or "") if wallet is None else wallet.address, challenge_s=challenge,
-        delegated=delegated, allow_max=allow_max, allow_rate=allow_rate,
-    )  # fmt: skip
+        terms, who.owner(client), challenge_s=challenge, delegated=delegated, allow_max=allow_max, allow_rate=allow_rate
+    )
     escrow.write(path)
     if gateway.register(escrow) != str(escrow.address):
         raise ContractError("the gateway watches another address than this escrow's: deposit nothing")
     say_network(escrow.network)
     click.echo(f"Escrow {escrow.address}, registered. Its file is {path}: keep it, it holds the session key.")
-    _deposit(escrow, amount, Payer(escrow.network, wallet), None if wallet is None else liteservers)
+    _deposit(escrow, amount, who, None if who.wallet is None else liteservers)
 
 
 @command.command("top-up")

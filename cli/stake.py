@@ -15,6 +15,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from billing.ton.chain import Chain
+from cli.addresses import ADDRESS
 from cli.amounts import TON
 from cli.contract import Step, new_query_id
 from cli.enrol import Gateway
@@ -28,7 +29,7 @@ from cli.wallet import (
     network_option,
     on_chain,
     payer,
-    read_wallet,
+    require_one,
     say_network,
     show_link,
     ton,
@@ -123,8 +124,8 @@ def command() -> None:
     "--gateway-ca", envvar="COCOON_GATEWAY_CA", show_envvar=True, type=_FILE,
     help="Certificates (PEM) of a private authority that vouches for the gateway.",
 )  # fmt: skip
-@click.option("--owner", help="Your wallet's address, where there are no words: a link is shown then.")
-@click.option("--operator", help="The operator's wallet that you mean; another one is refused.")
+@click.option("--owner", type=ADDRESS, help="Your wallet's address, where there are no words: a link is shown then.")
+@click.option("--operator", type=ADDRESS, help="The operator's wallet that you mean; another one is refused.")
 @click.option(
     "--operator-key", envvar="COCOON_OPERATOR_KEY", show_envvar=True,
     help="The operator's public key that you mean (hex); another one is refused.",
@@ -134,25 +135,23 @@ def command() -> None:
 @click.option("--global-id", envvar="COCOON_GLOBAL_ID", show_envvar=True, type=int, help="The TON network.")
 def open_command(
     *, key_file: Path, config_file: Path, liteservers: Path | None, mnemonic_file: Path | None, amount: int,
-    gateway_url: str | None, gateway_ca: Path | None, owner: str | None, operator: str | None,
+    gateway_url: str | None, gateway_ca: Path | None, owner: Address | None, operator: Address | None,
     operator_key: str | None, unbond: int | None, bounty: int | None, global_id: int | None,
 ) -> None:  # fmt: skip
     """Make the staked key, deploy the stake, and bond. The terms come from a gateway, or are all given."""
     for path in (key_file, config_file):
         if path.exists():
             raise click.UsageError(f"{path} exists: a stake's files are never replaced")
-    if (mnemonic_file is None) == (owner is None):
-        raise click.UsageError("give --mnemonic-file, or --owner to pay by a link")
+    require_one(mnemonic_file, owner, "--owner")
     meant = Meant(
-        operator=None if operator is None else Address.parse_any(operator), operator_key=_key(operator_key),
-        unbond_s=unbond, bounty_bps=bounty, global_id=global_id,
+        operator=operator, operator_key=_key(operator_key), unbond_s=unbond, bounty_bps=bounty, global_id=global_id
     )  # fmt: skip
     network = _said(meant) if gateway_url is None else Gateway(gateway_url, gateway_ca).stake_terms()
     terms = agreed_terms(network, meant)
-    wallet = None if mnemonic_file is None else read_wallet(mnemonic_file, network.global_id)
+    who = payer(mnemonic_file, network.global_id)
     seed = secrets.token_bytes(32)
     config = StakeConfig(
-        owner=Address.parse_any(owner or "") if wallet is None else wallet.address, operator=terms.operator,
+        owner=who.owner(owner), operator=terms.operator,
         staked_key=Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw(),
         operator_key=terms.operator_key, unbond_s=terms.unbond_s, bounty_bps=terms.bounty_bps,
         salt=secrets.token_bytes(32),
@@ -161,8 +160,7 @@ def open_command(
     _keep(key_file, seed.hex().encode() + b"\n")
     _keep(config_file, stake_config_text(config))
     _say_opened(config, key_file, config_file, network.global_id)
-    stake = Stake(config, network.global_id, None if wallet is None else liteservers)
-    stake.bond(amount, Payer(network.global_id, wallet))
+    Stake(config, network.global_id, None if who.wallet is None else liteservers).bond(amount, who)
 
 
 @command.command("top-up")

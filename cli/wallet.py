@@ -13,6 +13,7 @@ from billing.ton.settings import LITESERVERS_VARIABLE, read_liteservers
 from billing.ton.wallet import OperatorWallet
 from cli.contract import Contract, Data, Step
 from cli.private_files import read_private
+from cocoon.addresses import Address
 from cocoon.clock import SystemClock
 from cocoon.contracts.links import MAINNET
 from cocoon.mnemonic import read_words, wallet_key
@@ -69,6 +70,12 @@ class Payer(NamedTuple):
     global_id: int
     wallet: OperatorWallet | None
 
+    def owner(self, named: Address | None) -> Address:
+        """Whose a new contract is: the wallet's, or of the address that was named where there are no words."""
+        owner = named if self.wallet is None else self.wallet.address
+        assert owner is not None, "require_one was asked"
+        return owner
+
     async def pay(self, contract: Contract[Data], step: Step[Data], what: str) -> Data | None:
         """Take a step and wait for it; without a wallet show the link that takes it, and None.
 
@@ -79,6 +86,16 @@ class Payer(NamedTuple):
             return await contract.take(step, self.wallet)
         show_link(what, await contract.link(step, self.global_id))
         return None
+
+
+def require_one(words: Path | None, named: Address | None, option: str) -> None:
+    """Check that the owner of a new contract is said in one way.
+
+    Raises:
+        click.UsageError: in none, or in both.
+    """
+    if (words is None) == (named is None):
+        raise click.UsageError(f"give --mnemonic-file, or {option} to pay by a link")
 
 
 def payer(words: Path | None, global_id: int) -> Payer:
