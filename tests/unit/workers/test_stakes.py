@@ -117,7 +117,7 @@ def test_a_stake_of_another_operator_does_not_count_here(changes: dict[str, Any]
     ids=["gone too soon", "nothing for the finder", "more than the contract pays"],
 )
 def test_a_stake_that_could_leave_before_it_is_slashed_or_pays_nobody_for_it_is_refused(
-    changes: dict[str, object], why: str
+    changes: dict[str, Any], why: str
 ) -> None:
     staked = a_staked_key(**changes)
     with pytest.raises(StakeRefusedError, match=why):
