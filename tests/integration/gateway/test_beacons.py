@@ -39,8 +39,8 @@ async def chain(local_chain: LocalChain) -> AsyncIterator[LiteChain]:
 @pytest.fixture
 async def judging(stack: Stack, tmp_path: Path, local_chain: LocalChain) -> Stack:
     """A gateway with the simulated policy and the local chain, which its agents have heard of."""
-    settings = policy_environment(tmp_path) | {"COCOON_LITESERVERS": str(local_chain.config)}
-    await stack.start_gateway(upstream=False, **settings)
+    liteservers = str(local_chain.config)
+    await stack.start_gateway(upstream=False, COCOON_LITESERVERS=liteservers, **policy_environment(tmp_path))
     async with stack.client(stack.worker_key) as client:
         await stack.until_true(lambda: client.post(CHALLENGE_PATH), lambda answer: told(answer) is not None)
     return stack
@@ -113,8 +113,8 @@ async def test_a_chain_that_is_away_costs_no_enrolment(stack: Stack, tmp_path: P
     async with LiteChain(read_liteservers(own_chain.config), SystemClock(), global_id=GLOBAL_ID) as chain:
         there = beacon_of(await chain.head())
     own_chain.stop()
-    settings = policy_environment(tmp_path) | {"COCOON_LITESERVERS": str(own_chain.config)}
-    await stack.start_gateway(upstream=False, **settings)
+    liteservers = str(own_chain.config)
+    await stack.start_gateway(upstream=False, COCOON_LITESERVERS=liteservers, **policy_environment(tmp_path))
     await stack.start_worker("attested", stack.engine, **worker_environment())
     one = Enrollee("one")
     async with stack.client(stack.worker_key) as client:
