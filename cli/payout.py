@@ -11,10 +11,11 @@ import structlog
 
 from billing.settlement.actions import CLAIM_NANO
 from billing.ton.chain import AccountStatus, Chain, ChainError
+from cli.addresses import ADDRESS
 from cli.contract import Contract, ContractError, new_query_id
 from cli.payee import Due, PayeeError, read_due
 from cli.private_files import write_private
-from cli.wallet import liteservers_option, mnemonic_option, on_chain, read_wallet, say_network, ton
+from cli.wallet import liteservers_option, mnemonic_option, network_option, on_chain, read_wallet, say_network, ton
 from cocoon.addresses import Address
 from cocoon.contracts.codes import code_of
 from cocoon.contracts.epochs import EPOCHS_PATH, EpochLeaves
@@ -37,16 +38,6 @@ class GatewayAnswerError(CocoonError):
     code = "gateway_unusable"
 
 
-class _AddressParameter(click.ParamType[Address]):
-    name = "ADDRESS"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Address:
-        try:
-            return value if isinstance(value, Address) else Address.parse_any(str(value))
-        except MalformedError as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
-
-
 @click.group("payout")
 def command() -> None:
     """What the operator's payout contract owes your wallet, and how to be paid without the operator."""
@@ -56,11 +47,10 @@ def _common(function: Command) -> Command:
     """The options that every command here has."""
     options = (
         click.option(
-            "--payout", envvar="COCOON_PAYOUT_CONTRACT", show_envvar=True, type=_AddressParameter(), required=True,
+            "--payout", envvar="COCOON_PAYOUT_CONTRACT", show_envvar=True, type=ADDRESS, required=True,
             help="The operator's payout contract. Know it from elsewhere than from a gateway.",
         ),
-        click.option("--global-id", envvar="COCOON_GLOBAL_ID", show_envvar=True, type=int, default=-239,
-                     show_default=True, help="The TON network: -3 is the simulated one of `make dev`."),
+        network_option,
         liteservers_option,
     )  # fmt: skip
     for option in reversed(options):
@@ -68,7 +58,7 @@ def _common(function: Command) -> Command:
     return function
 
 
-_wallet = click.option("--wallet", type=_AddressParameter(), required=True, help="The wallet that your worker proved.")
+_wallet = click.option("--wallet", type=ADDRESS, required=True, help="The wallet that your worker proved.")
 _base_url = click.option("--base-url", envvar="COCOON_BASE_URL", show_envvar=True, help="A gateway, up to /v1.")
 
 
@@ -96,7 +86,7 @@ def status(*, payout: Address, global_id: int, liteservers: Path | None, wallet:
     "--leaves", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The epoch's leaves as `watch` kept them, where no gateway answers.",
 )  # fmt: skip
-@click.option("--wallet", type=_AddressParameter(), help="Whom to have paid; the paying wallet itself if not said.")
+@click.option("--wallet", type=ADDRESS, help="Whom to have paid; the paying wallet itself if not said.")
 def claim(
     *, payout: Address, global_id: int, liteservers: Path | None, mnemonic_file: Path | None, base_url: str | None,
     leaves: Path | None, wallet: Address | None,

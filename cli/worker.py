@@ -61,6 +61,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 SUBCOMMANDS = {
     "enrol": Subcommand("cli.enrol", "Prove your TON wallet and write the worker key to a file.", "worker"),
     "payout": Subcommand("cli.payout", "What you are owed; be paid without the operator.", "gateway"),
+    "stake": Subcommand("cli.stake", "Stand behind your worker's receipts with a bond, and take it back.", "gateway"),
 }
 
 command = LazyGroup(

@@ -1,7 +1,9 @@
 """What a worker must show for its stake, and the attempts to speak for another's."""
 
 import uuid
+from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -21,13 +23,15 @@ from workers.stakes import StakeTerms, require_stake, stake_of
 from workers.targets import Worker
 
 CLOCK = ManualClock()
-TERMS = StakeTerms(global_id=GLOBAL_ID, operator_key=OPERATOR_KEY, operator=OPERATOR)
+TERMS = StakeTerms(
+    global_id=GLOBAL_ID, operator_key=OPERATOR_KEY, operator=OPERATOR, unbond_s_min=86_400, bounty_bps_min=1_000
+)
 
 
-def staked_keyset(staked: StakedKey | None = None, **changes: object) -> Keyset:
+def staked_keyset(staked: StakedKey | None = None, **changes: Any) -> Keyset:
     staked = staked or a_staked_key()
     plain = a_keyset(CLOCK)
-    members: dict[str, object] = {
+    members: dict[str, Any] = {
         "stake_addr": str(staked.address), "delegation": staked.delegate(RECEIPT_PK, plain.not_after),
     }  # fmt: skip
     return a_keyset(CLOCK, **{**members, **changes})
@@ -58,9 +62,7 @@ def test_a_worker_without_a_stake_is_as_before() -> None:
 def test_without_a_wallet_of_the_network_any_will_do() -> None:
     staked = a_staked_key(operator=Address(0, b"\x0a" * 32))
 
-    assert require_stake(
-        asked(staked_keyset(staked), staked.config), StakeTerms(global_id=GLOBAL_ID, operator_key=OPERATOR_KEY)
-    )
+    assert require_stake(asked(staked_keyset(staked), staked.config), msgspec.structs.replace(TERMS, operator=None))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,20 @@ def test_what_is_no_configuration_is_refused(raw: bytes) -> None:
     ("changes", "why"),
     [({"operator_key": b"\x09" * 32}, "operator key"), ({"operator": Address(0, b"\x0a" * 32)}, "another operator")],
 )
-def test_a_stake_of_another_operator_does_not_count_here(changes: dict[str, object], why: str) -> None:
+def test_a_stake_of_another_operator_does_not_count_here(changes: dict[str, Any], why: str) -> None:
+    staked = a_staked_key(**changes)
+    with pytest.raises(StakeRefusedError, match=why):
+        require_stake(asked(staked_keyset(staked), staked.config), TERMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"unbond_s": 86_399}, "86400 are asked"), ({"bounty_bps": 999}, "bounty"), ({"bounty_bps": 2_001}, "bounty")],
+    ids=["gone too soon", "nothing for the finder", "more than the contract pays"],
+)
+def test_a_stake_that_could_leave_before_it_is_slashed_or_pays_nobody_for_it_is_refused(
+    changes: dict[str, Any], why: str
+) -> None:
     staked = a_staked_key(**changes)
     with pytest.raises(StakeRefusedError, match=why):
         require_stake(asked(staked_keyset(staked), staked.config), TERMS)
