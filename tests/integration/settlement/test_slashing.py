@@ -17,7 +17,7 @@ from billing.settlement.deployment import deploy_stake
 from billing.settlement.reconcile import reconcile
 from billing.slashing import Evidence, EvidenceState
 from billing.stakes import StakeState
-from billing.ton.chain import ChainTransaction
+from billing.ton.chain import ChainMessage, ChainTransaction
 from billing.ton.wallet_messages import Transfer
 from cocoon.addresses import Address
 from cocoon.cells import Cell, write_boc
@@ -117,6 +117,14 @@ async def staked(
         yield made
 
 
+def sent(slash: ChainTransaction, operation: int | None) -> ChainMessage:
+    """The message of this operation that a slash has sent, under its own query id."""
+    assert slash.incoming is not None
+    wanted = operation, Slash.decode(slash.incoming.body).query_id
+    [found] = [one for one in slash.outgoing if operation_of(one.body) == wanted]
+    return found
+
+
 async def test_two_heads_of_one_number_cost_the_stake_to_the_nano(staked: Staked, database_url: str) -> None:
     await staked.equivocate()
     assert await staked.states() == {EvidenceKind.EQUIVOCATION: EvidenceState.PENDING}
@@ -129,9 +137,7 @@ async def test_two_heads_of_one_number_cost_the_stake_to_the_nano(staked: Staked
     operator = staked.network.operator.address
     assert slash.incoming is not None
     assert (slash.incoming.source, slash.incoming.value_nano) == (operator, SLASH_NANO)
-    said = {operation_of(one.body): one for one in slash.outgoing}
-    query_id = Slash.decode(slash.incoming.body).query_id
-    bounty, burn = said[Bounty.TAG, query_id], said[Burn.TAG, query_id]
+    bounty, burn = sent(slash, Bounty.TAG), sent(slash, Burn.TAG)
     assert (bounty.destination, bounty.value_nano) == (operator, BOUNTY)
     assert (burn.destination, burn.value_nano) == (Address(0, bytes(32)), BOND - BOUNTY)
     assert Bounty.decode(bounty.body).amount_nano + Burn.decode(burn.body).amount_nano == BOND
