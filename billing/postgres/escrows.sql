@@ -33,8 +33,8 @@ FROM escrows
 WHERE customer_id = $1 AND state <> 'closed';
 
 -- name: find_escrows
--- Up to $3 (NULL: all) escrows of customer $1, or of everybody (NULL), with address $2 or any (NULL). Those that are not
--- closed come first, of which a customer has a few at most; the oldest first.
+-- Up to $3 (NULL: all) escrows of customer $1, or of everybody (NULL), with address $2 or any (NULL). The oldest first,
+-- but closed ones, of which a customer may have any number, behind the others.
 SELECT
     id,
     customer_id,
