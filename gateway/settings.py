@@ -124,11 +124,18 @@ class EscrowSettings(msgspec.Struct, frozen=True, kw_only=True):
     challenge_s_min: int
 
 
+class StakeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What workers' stakes are held to: nano for a request in flight, and for how many seconds earnings are exposed."""
+
+    unit_nano: int
+    window_s: float
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway's configuration; durations in seconds.
 
     `wallet_domains` are those that wallets may sign for to get a worker key; without any they get none. `liteservers`
-    are where the chain is read, None where there is no chain.
+    are where the chain is read, None where there is no chain. `stakes` None asks workers for none.
     `gateway_key` (64 hexadecimal digits) signs tickets by the operator's `delegation`; both are None in development
     where nothing was said.
     """
@@ -161,6 +168,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     wallet_domains: tuple[str, ...]
     liteservers: tuple[Liteserver, ...] | None = None
     escrows: EscrowSettings | None = None
+    stakes: StakeSettings | None = None
 
     @property
     def production(self) -> bool:
@@ -212,6 +220,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         wallet_domains=_wallet_domains(env),
         liteservers=liteservers_setting(env),
         escrows=_escrows(env, global_id),
+        stakes=read_stakes(env),
     )
 
 
@@ -231,6 +240,17 @@ def read_log(env: Mapping[str, str], network_secret: bytes, global_id: int) -> L
     except ValueError:
         raise SettingsError("COCOON_LOG_KEY must be 64 hexadecimal digits") from None
     return LogSettings(origin=origin, seed=Secret(seed))
+
+
+def read_stakes(env: Mapping[str, str]) -> StakeSettings | None:
+    """None where workers need no stake.
+
+    Raises:
+        SettingsError: a value is malformed.
+    """
+    unit_nano = int(_number(env, "COCOON_STAKE_PER_UNIT_NANO", 0, high=10**18))
+    window_s = _number(env, "COCOON_AUDIT_WINDOW_S", 86_400, low=60, high=2**31)
+    return StakeSettings(unit_nano=unit_nano, window_s=window_s) if unit_nano else None
 
 
 def _signing(env: Mapping[str, str]) -> tuple[Secret | None, bytes | None]:
