@@ -35,6 +35,12 @@ class OtherPayoutError(PayoutError):
     code: ClassVar[str] = "other_payout_contract"
 
 
+class EpochUnknownError(PayoutError):
+    """There is no such epoch."""
+
+    code: ClassVar[str] = "epoch_unknown"
+
+
 class PayoutSeen(msgspec.Struct, frozen=True, kw_only=True):
     """What the payout contract's data said at a masterchain block; amounts in nano, in all since it was deployed.
 

@@ -8,31 +8,17 @@ from pathlib import Path
 import click
 import msgspec
 
+from cli.addresses import ADDRESS
 from cli.amounts import TON
 from cli.chain_control import ChainControl, find_control
 from cli.dev.chain import BLOCK_MS, TICK_MS, EmbeddedChain
 from cli.dev.settings import read_dev_settings
 from cocoon.addresses import Address
-from cocoon.errors import MalformedError
 from cocoon.money import Amount
 
 DIRECTORY = "chain"
 MS_MAX = 3_600_000
 SECONDS_MAX = 10 * 366 * 86_400
-
-
-class _AddressParameter(click.ParamType[Address]):
-    """An address in either of its forms."""
-
-    name = "ADDRESS"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Address:
-        if isinstance(value, Address):
-            return value
-        try:
-            return Address.parse_any(str(value))
-        except MalformedError as error:
-            self.fail(str(error), param, ctx)
 
 
 def _state() -> Path:
@@ -71,7 +57,7 @@ def up_command(state: Path | None, port: int, control_port: int, block_ms: int, 
 
 
 @command.command("faucet")
-@click.argument("address", type=_AddressParameter())
+@click.argument("address", type=ADDRESS)
 @click.argument("amount", type=TON)
 @_CONTROL
 def faucet_command(address: Address, amount: int, control: str | None) -> None:

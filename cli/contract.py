@@ -8,11 +8,14 @@ import secrets
 from collections.abc import Callable
 from typing import ClassVar, Generic, TypeVar
 
-from billing.ton.chain import AccountStatus, Chain
+import msgspec
+
+from billing.ton.chain import AccountState, AccountStatus, Chain
 from billing.ton.wallet import OperatorWallet
 from billing.ton.wallet_messages import Transfer
 from cocoon.addresses import Address
 from cocoon.cells import Cell
+from cocoon.contracts.links import transfer_link
 from cocoon.contracts.messages import Operation, StateInit, operation_of
 from cocoon.contracts.records import Record
 from cocoon.errors import CocoonError
@@ -28,6 +31,18 @@ class ContractError(CocoonError):
     """The contract cannot do that now, refused it, or the chain did not show it in time."""
 
     code: ClassVar[str] = "contract_not_changed"
+
+
+class Step(msgspec.Struct, Generic[Data], frozen=True):
+    """What can be done with a contract: an operation, what it is sent with, and how its data shows that it was done.
+
+    `sender` is who alone can do it, None where anybody can.
+    """
+
+    operation: Operation
+    value_nano: int
+    reached: Callable[[Data], bool]
+    sender: Address | None = None
 
 
 class Contract(Generic[Data]):
@@ -60,6 +75,25 @@ class Contract(Generic[Data]):
         """Unix seconds by the chain."""
         return (await self._chain.head()).gen_utime
 
+    async def link(self, step: Step[Data], global_id: int) -> str:
+        """What any wallet app opens to do this; it deploys the contract only where that is not there.
+
+        Raises:
+            ChainUnavailableError, ChainProofError: see `Chain`.
+        """
+        body, init = step.operation.encode(), self._init_for(await self._chain.account(self.address))
+        return transfer_link(self.address, step.value_nano, body, global_id=global_id, init=init)
+
+    async def take(self, step: Step[Data], wallet: OperatorWallet) -> Data:
+        """Do this from a wallet, and wait for its effect.
+
+        Raises:
+            ContractError: it is not this wallet's to do, and as `carry_out`.
+        """
+        if step.sender not in {None, wallet.address}:
+            raise ContractError(f"only {step.sender} can do that; these words are {wallet.address}'s")
+        return await self.carry_out(wallet, step.operation, step.value_nano, step.reached)
+
     async def carry_out(
         self, wallet: OperatorWallet, operation: Operation, value_nano: int, reached: Callable[[Data], bool]
     ) -> Data:
@@ -71,8 +105,7 @@ class Contract(Generic[Data]):
         """
         before = await self._chain.account(self.address)
         body = operation.encode()
-        init = None if before.status is AccountStatus.ACTIVE else self._init
-        await self._send(wallet, Transfer(self.address, value_nano, body, init))
+        await self._send(wallet, Transfer(self.address, value_nano, body, self._init_for(before)))
         try:
             async with asyncio.timeout(WAIT_S_MAX):
                 while True:
@@ -85,6 +118,9 @@ class Contract(Generic[Data]):
             raise ContractError(
                 "the chain has not shown it in time: look at the contract's status before you repeat it"
             ) from None
+
+    def _init_for(self, state: AccountState) -> StateInit | None:
+        return None if state.status is AccountStatus.ACTIVE else self._init
 
     async def _send(self, wallet: OperatorWallet, transfer: Transfer) -> None:
         account = await self._chain.account(wallet.address)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cli.private_files import read_private, write_private
 from cocoon.clock import Clock, SystemClock
+from cocoon.enrolment import STAKE_TERMS_PATH, StakeTermsAnswer
 from cocoon.errors import CocoonError
 from cocoon.mnemonic import read_words, wallet_key
 from cocoon.ton_proof import sign_proof
@@ -70,12 +71,19 @@ class Gateway:
         """The worker key for a proof."""
         return self._post(WALLET_KEY_PATH, msgspec.json.encode(asked), WalletKeyAnswer)
 
+    def stake_terms(self) -> StakeTermsAnswer:
+        """What a stake has to say to count there."""
+        return self._call("GET", STAKE_TERMS_PATH, b"", StakeTermsAnswer)
+
     def _post(self, path: str, body: bytes, kind: type[T]) -> T:
+        return self._call("POST", path, body, kind)
+
+    def _call(self, method: str, path: str, body: bytes, kind: type[T]) -> T:
         try:
             with httpx.Client(
                 base_url=self._base, timeout=CALL_S_MAX, verify=self._context, trust_env=False
             ) as client:  # fmt: skip
-                answer = client.post(path, content=body, headers={"content-type": "application/json"})
+                answer = client.request(method, path, content=body, headers={"content-type": "application/json"})
         except httpx.HTTPError as error:
             raise EnrolError(f"the gateway cannot be reached: {type(error).__name__}") from error
         if answer.is_success:

@@ -14,11 +14,22 @@ import httpx
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from billing.ton.wallet import OperatorWallet
+from billing.ton.chain import Chain
+from cli.addresses import ADDRESS
 from cli.amounts import TON
 from cli.contract import ContractError, new_query_id
 from cli.escrow_owner import EscrowOwner
-from cli.wallet import liteservers_option, mnemonic_option, on_chain, read_wallet, say_network, ton
+from cli.wallet import (
+    Payer,
+    liteservers_option,
+    mnemonic_option,
+    on_chain,
+    payer,
+    require_one,
+    say_network,
+    show_link,
+    ton,
+)
 from cocoon.addresses import Address
 from cocoon.cells import write_boc
 from cocoon.contracts.codes import code_of
@@ -150,39 +161,34 @@ _file = click.option(
 @click.option("--base-url", envvar="COCOON_BASE_URL", show_envvar=True, required=True, help="The gateway, up to /v1.")
 @click.option("--api-key", envvar="COCOON_API_KEY", hidden=True, default="")
 @click.option("--amount", type=TON, required=True, help="The first deposit, in TON.")
-@click.option("--client", help="Your wallet's address, where there are no words: a link is shown then.")
-@click.option("--operator", help="The operator that you mean; another one is refused.")
+@click.option("--client", type=ADDRESS, help="Your wallet's address, where there are no words: a link is shown then.")
+@click.option("--operator", type=ADDRESS, help="The operator that you mean; another one is refused.")
 @click.option("--challenge", type=click.IntRange(1), help="Seconds from asking for the close to the refund.")
 @click.option("--delegated", is_flag=True, help="Let the operator settle by itself, within the allowance.")
 @click.option("--allow-max", type=TON, default=0, help="The most that the allowance holds, in TON.")
 @click.option("--allow-rate", type=click.IntRange(0), default=0, help="What it fills by, in nano a second.")
 def open_command(
     *, path: Path, liteservers: Path | None, mnemonic_file: Path | None, base_url: str, api_key: str, amount: int,
-    client: str | None, operator: str | None, challenge: int | None, delegated: bool, allow_max: int, allow_rate: int,
+    client: Address | None, operator: Address | None, challenge: int | None, delegated: bool, allow_max: int,
+    allow_rate: int,
 ) -> None:  # fmt: skip
     """Make an escrow, have the gateway watch it, and deposit."""
     if path.exists():
         raise click.UsageError(f"{path} exists: an escrow's file is never replaced")
-    if (mnemonic_file is None) == (client is None):
-        raise click.UsageError("give --mnemonic-file, or --client to pay by a link")
+    require_one(mnemonic_file, client, "--client")
     gateway = Gateway(base_url, api_key)
     terms = gateway.terms()
-    require_pinned(terms, None if operator is None else Address.parse_any(operator))
-    wallet = None if mnemonic_file is None else read_wallet(mnemonic_file, terms.global_id)
-    payer = wallet.address if wallet is not None else Address.parse_any(client or "")
+    require_pinned(terms, operator)
+    who = payer(mnemonic_file, terms.global_id)
     escrow = new_escrow(
-        terms, payer, challenge_s=challenge, delegated=delegated, allow_max=allow_max, allow_rate=allow_rate
+        terms, who.owner(client), challenge_s=challenge, delegated=delegated, allow_max=allow_max, allow_rate=allow_rate
     )
     escrow.write(path)
     if gateway.register(escrow) != str(escrow.address):
         raise ContractError("the gateway watches another address than this escrow's: deposit nothing")
     say_network(escrow.network)
     click.echo(f"Escrow {escrow.address}, registered. Its file is {path}: keep it, it holds the session key.")
-    if wallet is None:
-        _show_link(escrow, amount)
-        return
-    data = on_chain(liteservers, escrow.network, lambda chain: EscrowOwner(chain, escrow).top_up(wallet, amount))
-    click.echo(f"Deposited {ton(data.deposited_nano)} TON.")
+    _deposit(escrow, amount, who, None if who.wallet is None else liteservers)
 
 
 @command.command("top-up")
@@ -194,12 +200,7 @@ def top_up(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, 
     """Deposit more: from your wallet, or by a link for any wallet."""
     escrow = read_escrow_file(path)
     say_network(escrow.network)
-    if mnemonic_file is None:
-        _show_link(escrow, amount)
-        return
-    wallet = read_wallet(mnemonic_file, escrow.network)
-    data = on_chain(liteservers, escrow.network, lambda chain: EscrowOwner(chain, escrow).top_up(wallet, amount))
-    click.echo(f"Deposited {ton(data.deposited_nano)} TON in all.")
+    _deposit(escrow, amount, payer(mnemonic_file, escrow.network), liteservers)
 
 
 @command.command("close")
@@ -210,15 +211,14 @@ def top_up(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, 
 def close(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, wait: bool) -> None:
     """Leave: ask for the close, and once the window is over have the rest paid back. Run it again to go on.
 
-    No gateway is asked.
+    No gateway is asked. Without words, links for the wallet that the escrow names are shown.
     """
     escrow = read_escrow_file(path)
-    if mnemonic_file is None:
-        raise click.UsageError("closing needs --mnemonic-file: the wallet's own words")
-    wallet = read_wallet(mnemonic_file, escrow.network)
     say_network(escrow.network)
-    data = on_chain(liteservers, escrow.network, lambda chain: _leave(EscrowOwner(chain, escrow), wallet, wait=wait))
-    _describe(escrow, data)
+    who = payer(mnemonic_file, escrow.network)
+    data = on_chain(liteservers, escrow.network, lambda chain: _leave(EscrowOwner(chain, escrow), who, wait=wait))
+    if data is not None:
+        _describe(escrow, data)
 
 
 @command.command("status")
@@ -235,26 +235,40 @@ def status(*, path: Path, liteservers: Path | None) -> None:
     _describe(escrow, data)
 
 
-async def _leave(owner: EscrowOwner, wallet: OperatorWallet, *, wait: bool) -> EscrowData:
+def _deposit(escrow: EscrowFile, amount: int, who: Payer, liteservers: Path | None) -> None:
+    what = f"deposit {ton(amount)} TON"
+    if who.wallet is None and liteservers is None:
+        link = deposit_link(escrow.address, escrow.init, amount, global_id=escrow.network, query_id=new_query_id())
+        show_link(what, link)
+        return
+
+    async def top_up(chain: Chain) -> EscrowData | None:
+        owner = EscrowOwner(chain, escrow)
+        return await who.pay(owner, await owner.top_up(amount), what)
+
+    data = on_chain(liteservers, escrow.network, top_up)
+    if data is not None:
+        click.echo(f"Deposited {ton(data.deposited_nano)} TON in all.")
+
+
+async def _leave(owner: EscrowOwner, who: Payer, *, wait: bool) -> EscrowData | None:
+    """As far as it goes now; None where a link was shown instead."""
     data = await owner.read()
     if data is None:
         raise ContractError("nothing was deposited: there is nothing to close")
     if data.phase is EscrowPhase.OPEN:
-        data = await owner.request_close(wallet)
+        data = await who.pay(owner, owner.request_close(), "ask for the close")
+        if data is None:
+            return None
         click.echo("The close is requested.")
     while data.phase is EscrowPhase.CLOSING:
         left_s = data.close_requested_at + data.config.challenge_s - await owner.chain_time()
         if left_s <= 0:
-            return await owner.finalize(wallet)
+            return await who.pay(owner, owner.finalize(), "have the rest paid back")
         if not wait:
             break
         await asyncio.sleep(min(left_s, LOOK_S))
     return data
-
-
-def _show_link(escrow: EscrowFile, amount: int) -> None:
-    link = deposit_link(escrow.address, escrow.init, amount, global_id=escrow.network, query_id=new_query_id())
-    click.echo(f"Open this in a wallet to deposit {ton(amount)} TON:\n{link}")
 
 
 def _describe(escrow: EscrowFile, data: EscrowData) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import click
 
@@ -11,8 +11,11 @@ from billing.ton.chain import Chain
 from billing.ton.liteclient import LiteChain
 from billing.ton.settings import LITESERVERS_VARIABLE, read_liteservers
 from billing.ton.wallet import OperatorWallet
+from cli.contract import Contract, Data, Step
 from cli.private_files import read_private
+from cocoon.addresses import Address
 from cocoon.clock import SystemClock
+from cocoon.contracts.links import MAINNET
 from cocoon.mnemonic import read_words, wallet_key
 from cocoon.money import NUMERATOR_PER_NANO, decimal_units
 
@@ -26,6 +29,10 @@ liteservers_option = click.option(
 mnemonic_option = click.option(
     "--mnemonic-file", envvar="COCOON_MNEMONIC_FILE", show_envvar=True,
     type=click.Path(dir_okay=False, path_type=Path), help="The 24 words of your wallet v5r1, mode 0600.",
+)  # fmt: skip
+network_option = click.option(
+    "--global-id", envvar="COCOON_GLOBAL_ID", show_envvar=True, type=int, default=MAINNET, show_default=True,
+    help="The TON network: -3 is the simulated one of `make dev`.",
 )  # fmt: skip
 
 
@@ -55,6 +62,54 @@ def read_wallet(words: Path, global_id: int) -> OperatorWallet:
         MalformedError: these are no words.
     """
     return OperatorWallet(wallet_key(read_words(read_private(words))), global_id=global_id)
+
+
+class Payer(NamedTuple):
+    """Who pays on a network: the wallet of the words that were given, or without words any that opens a link."""
+
+    global_id: int
+    wallet: OperatorWallet | None
+
+    def owner(self, named: Address | None) -> Address:
+        """Whose a new contract is: the wallet's, or of the address that was named where there are no words."""
+        owner = named if self.wallet is None else self.wallet.address
+        assert owner is not None, "require_one was asked"
+        return owner
+
+    async def pay(self, contract: Contract[Data], step: Step[Data], what: str) -> Data | None:
+        """Take a step and wait for it; without a wallet show the link that takes it, and None.
+
+        Raises:
+            ContractError: see `Contract.take`.
+        """
+        if self.wallet is not None:
+            return await contract.take(step, self.wallet)
+        show_link(what, await contract.link(step, self.global_id))
+        return None
+
+
+def require_one(words: Path | None, named: Address | None, option: str) -> None:
+    """Check that the owner of a new contract is said in one way.
+
+    Raises:
+        click.UsageError: in none, or in both.
+    """
+    if (words is None) == (named is None):
+        raise click.UsageError(f"give --mnemonic-file, or {option} to pay by a link")
+
+
+def payer(words: Path | None, global_id: int) -> Payer:
+    """Who pays, by the words in a private file or without any.
+
+    Raises:
+        PrivateFileError, MalformedError: as `read_wallet`.
+    """
+    return Payer(global_id, None if words is None else read_wallet(words, global_id))
+
+
+def show_link(what: str, link: str) -> None:
+    """Have somebody open a link with a wallet app."""
+    click.echo(f"Open this in a wallet to {what}:\n{link}")
 
 
 def say_network(global_id: int) -> None:

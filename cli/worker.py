@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from cli.enrol import command as enrol_command
+from cli.lazy import LazyGroup, Subcommand
 from cocoon.clock import SystemClock, system_random
 from cocoon.logs import configure_logging
 from workers.agent.main import serve
@@ -34,6 +34,8 @@ _OPTIONS = {
     "drain-s": ("COCOON_DRAIN_S", "Seconds that running jobs get after SIGTERM; default 30."),
     "state": ("COCOON_WORKER_STATE", "Folder for receipts until the gateway has judged them."),
     "operator-key": ("COCOON_OPERATOR_KEY", "Public key of the operator whose gateways may sign tickets (hex)."),
+    "operator-credit-max": ("COCOON_OPERATOR_CREDIT_MAX", "TON that the operator may owe; beyond it, no more jobs."),
+    "paid-file": ("COCOON_PAID_FILE", "What `cocoon worker payout watch` writes; belongs to operator-credit-max."),
     "global-id": ("COCOON_GLOBAL_ID", "Refuse a gateway of another TON network than this."),
 }
 
@@ -56,11 +58,17 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return importlib.import_module("uvloop").new_event_loop
 
 
-command = click.Group(
-    "worker",
+SUBCOMMANDS = {
+    "enrol": Subcommand("cli.enrol", "Prove your TON wallet and write the worker key to a file.", "worker"),
+    "payout": Subcommand("cli.payout", "What you are owed; be paid without the operator.", "gateway"),
+    "stake": Subcommand("cli.stake", "Stand behind your worker's receipts with a bond, and take it back.", "gateway"),
+}
+
+command = LazyGroup(
+    name="worker",
+    subcommands=SUBCOMMANDS,
     callback=_run,
     invoke_without_command=True,
-    commands=[enrol_command],
     params=[
         click.Option([f"--{option}"], help=f"{text} [{variable}]") for option, (variable, text) in _OPTIONS.items()
     ],

@@ -19,6 +19,7 @@ ENROL_PATH = "/v1/workers/enrol"
 CHALLENGE_PATH = "/v1/workers/challenge"
 HEARTBEAT_PATH = "/v1/workers/heartbeat"
 RENEW_PATH = "/v1/workers/token"
+STAKE_TERMS_PATH = "/v1/workers/stake"
 MANIFEST_BYTES_MAX = 256 * 1024
 """Longest model manifest; one of a thousand files needs half of it."""
 EVIDENCE_BYTES_MAX = 1024 * 1024
@@ -114,6 +115,21 @@ class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     evidence: Annotated[bytes, msgspec.Meta(max_length=EVIDENCE_BYTES_MAX)] = b""
     manifest: Annotated[bytes, msgspec.Meta(max_length=MANIFEST_BYTES_MAX)] = b""
     stake: Annotated[bytes, msgspec.Meta(max_length=STAKE_BYTES_MAX)] = b""
+
+
+class StakeTermsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of `GET /v1/workers/stake`: what a stake has to say to count here. Keys and hashes are hexadecimal.
+
+    `operator` is the operator's wallet, None where any will do; `operator_key` the key under which tickets count.
+    Anybody may ask, and nothing proves the answer: know the operator from elsewhere before you bond.
+    """
+
+    global_id: int
+    operator: str | None
+    operator_key: str
+    code_hash: str
+    unbond_s_min: int
+    bounty_bps_min: int
 
 
 class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

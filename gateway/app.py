@@ -58,6 +58,7 @@ from gateway.http.account import AccountController
 from gateway.http.admin import AdminController, OrganisationsController
 from gateway.http.attestation import AttestationController
 from gateway.http.bodies import BodyRoom
+from gateway.http.epochs import EpochsController
 from gateway.http.errors import error_answer, explained
 from gateway.http.escrows import EscrowsController
 from gateway.http.health import healthz, readyz
@@ -122,7 +123,7 @@ TABLES_S_MAX = 5.0
 CONTROLLERS = (
     ModelsController, AccountController, OrganisationController, OrganisationsController, AdminController,
     LogController, ReceiptsController, ManifestsController, WorkersController, WalletsController, AttestationController,
-    EscrowsController,
+    EscrowsController, EpochsController,
 )  # fmt: skip
 log = structlog.get_logger()
 

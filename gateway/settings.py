@@ -17,6 +17,7 @@ from billing.ton.settings import Liteserver, liteservers_setting
 from cocoon.addresses import Address
 from cocoon.canonical import from_base64url
 from cocoon.checkpoints import is_key_name
+from cocoon.contracts.stake import BOUNTY_BPS_MAX
 from cocoon.delegation import operator_of
 from cocoon.endpoints import EndpointName
 from cocoon.errors import CocoonError, MalformedError
@@ -24,6 +25,10 @@ from cocoon.errors import CocoonError, MalformedError
 _NETWORK_SECRET_BYTES = 32
 _SEED_BYTES = 32
 DEVELOPMENT_CHAIN = -3
+AUDIT_WINDOW_S = 86_400
+"""How long what a worker earned may still prove to be wrong."""
+STAKE_UNBOND_S_MIN = 86_400
+"""Who lied must not have taken the stake back before the lie is found."""
 _LOG_KEY_LABEL = b"cocoon/log-key/1\x00"
 
 _LOOPBACK_DOMAINS = ("127.0.0.1", "localhost")
@@ -135,7 +140,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway's configuration; durations in seconds.
 
     `wallet_domains` are those that wallets may sign for to get a worker key; without any they get none. `liteservers`
-    are where the chain is read, None where there is no chain. `stakes` None asks workers for none.
+    are where the chain is read, None where there is no chain. `stake_unbond_s_min` and `stake_bounty_bps_min` are what
+    a worker's stake has to say at least; `stakes` None gives requests to workers without any as to others.
     `gateway_key` (64 hexadecimal digits) signs tickets by the operator's `delegation`; both are None in development
     where nothing was said.
     """
@@ -166,6 +172,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     receipt_days: int
     attestation: AttestationSettings
     wallet_domains: tuple[str, ...]
+    stake_unbond_s_min: int
+    stake_bounty_bps_min: int
     liteservers: tuple[Liteserver, ...] | None = None
     escrows: EscrowSettings | None = None
     stakes: StakeSettings | None = None
@@ -218,6 +226,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         log=read_log(env, bytes.fromhex(secret), global_id),
         attestation=_attestation(env),
         wallet_domains=_wallet_domains(env),
+        stake_unbond_s_min=_stake_unbond_s_min(env, global_id),
+        stake_bounty_bps_min=int(_number(env, "COCOON_STAKE_BOUNTY_BPS_MIN", 1_000, high=BOUNTY_BPS_MAX)),
         liteservers=liteservers_setting(env),
         escrows=_escrows(env, global_id),
         stakes=read_stakes(env),
@@ -242,14 +252,15 @@ def read_log(env: Mapping[str, str], network_secret: bytes, global_id: int) -> L
     return LogSettings(origin=origin, seed=Secret(seed))
 
 
-def read_stakes(env: Mapping[str, str]) -> StakeSettings | None:
+def read_stakes(environment: Mapping[str, str] | None = None) -> StakeSettings | None:
     """None where workers need no stake.
 
     Raises:
         SettingsError: a value is malformed.
     """
+    env = os.environ if environment is None else environment
     unit_nano = int(_number(env, "COCOON_STAKE_PER_UNIT_NANO", 0, high=10**18))
-    window_s = _number(env, "COCOON_AUDIT_WINDOW_S", 86_400, low=60, high=2**31)
+    window_s = _number(env, "COCOON_AUDIT_WINDOW_S", AUDIT_WINDOW_S, low=60, high=2**31)
     return StakeSettings(unit_nano=unit_nano, window_s=window_s) if unit_nano else None
 
 
@@ -355,7 +366,7 @@ def _escrows(env: Mapping[str, str], global_id: int) -> EscrowSettings | None:
     if not wallet or not payout:
         return None
     challenge_s = int(_number(env, "COCOON_ESCROW_CHALLENGE_S_MIN", 0, high=2**32 - 1))
-    if challenge_s and (env.get("COCOON_ENV") != "development" or global_id != DEVELOPMENT_CHAIN):
+    if challenge_s and not _on_development_chain(env, global_id):
         raise SettingsError("COCOON_ESCROW_CHALLENGE_S_MIN is for the development chain only")
     try:
         operator, contract = Address.parse_any(wallet), Address.parse_any(payout)
@@ -365,6 +376,19 @@ def _escrows(env: Mapping[str, str], global_id: int) -> EscrowSettings | None:
         operator=operator, payout=contract, challenge_s_min=challenge_s,
         operator_key=_hex(env, "COCOON_SETTLEMENT_KEY_PUBLIC") or bytes(_SEED_BYTES),
     )  # fmt: skip
+
+
+def _stake_unbond_s_min(env: Mapping[str, str], global_id: int) -> int:
+    seconds = int(_number(env, "COCOON_STAKE_UNBOND_S_MIN", STAKE_UNBOND_S_MIN, high=2**32 - 1))
+    if seconds < STAKE_UNBOND_S_MIN and not _on_development_chain(env, global_id):
+        raise SettingsError(
+            f"COCOON_STAKE_UNBOND_S_MIN is at least {STAKE_UNBOND_S_MIN}, except on the development chain"
+        )
+    return seconds
+
+
+def _on_development_chain(env: Mapping[str, str], global_id: int) -> bool:
+    return env.get("COCOON_ENV") == "development" and global_id == DEVELOPMENT_CHAIN
 
 
 def _wallet_domains(env: Mapping[str, str]) -> tuple[str, ...]:

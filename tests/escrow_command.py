@@ -42,9 +42,14 @@ class Done(NamedTuple):
 
 
 def run(*arguments: str, chain: LocalChain | None = None, **environment: str) -> Done:
-    """`cocoon escrow` in this process; with no gateway and no liteservers but those that are named."""
+    """`cocoon escrow` in this process, as `cocoon` does it."""
+    return cocoon("escrow", *arguments, chain=chain, **environment)
+
+
+def cocoon(*arguments: str, chain: LocalChain | None = None, answer: str = "", **environment: str) -> Done:
+    """`cocoon` in this process; with no gateway and no liteservers but those that are named."""
     told: dict[str, str | None] = {"COCOON_LITESERVERS": str(chain.config) if chain is not None else None}
-    result = CliRunner().invoke(main, ["escrow", *arguments], env={**told, **environment})
+    result = CliRunner().invoke(main, list(arguments), env={**told, **environment}, input=answer)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Done(result.exit_code, result.stdout, result.stderr)

@@ -220,6 +220,14 @@ class Registry:
         """Whether liveness is held, because heartbeats cannot arrive."""
         return self._held_at is not None
 
+    def covered(self) -> int:
+        """Live workers with a stake that has room."""
+        now = self._clock.monotonic()
+        return sum(
+            self._live(member, now) and member.cover is not None and member.cover.room_nano(now) > 0
+            for member in self._workers.values()
+        )
+
     def worker_ids(self) -> list[uuid.UUID]:
         """Every enrolled worker."""
         return list(self._workers)

@@ -10,7 +10,7 @@ import msgspec
 from cocoon.addresses import Address
 from cocoon.cells import read_boc
 from cocoon.contracts.codes import code_of
-from cocoon.contracts.stake import CODE, StakeConfig, delegation_statement, stake_init
+from cocoon.contracts.stake import BOUNTY_BPS_MAX, CODE, StakeConfig, delegation_statement, stake_init
 from cocoon.delegation import verify_signature
 from cocoon.enrolment import EnrolRequest, Keyset
 from cocoon.errors import MalformedError
@@ -21,12 +21,15 @@ from workers.errors import StakeRefusedError
 class StakeTerms(msgspec.Struct, frozen=True, kw_only=True):
     """What a stake must say to count here. `operator_key` signs gateways' delegations, and with them tickets.
 
-    `operator` is the operator's wallet; None where the gateway is told none, and then any will do.
+    `operator` is the operator's wallet; None where the gateway is told none, and then any will do. Who lied must not
+    have left before it is found out, and finding out must pay: hence `unbond_s_min` and `bounty_bps_min`.
     """
 
     global_id: int
     operator_key: bytes
     operator: Address | None = None
+    unbond_s_min: int
+    bounty_bps_min: int
 
 
 def stake_of(keyset: Keyset) -> bytes:
@@ -68,12 +71,7 @@ def require_stake(request: EnrolRequest, terms: StakeTerms) -> StakeConfig | Non
         raise StakeRefusedError(f"what is shown of the stake is not its configuration: {error}") from error
     if stake_init(code_of(CODE), config).address != Address(0, account):
         raise StakeRefusedError("the configuration that is shown is not that of the stake in the keyset")
-    if not is_strong_key(config.staked_key):
-        raise StakeRefusedError("the staked key proves nothing")
-    if config.operator_key != terms.operator_key:
-        raise StakeRefusedError("the stake is for tickets of another operator key")
-    if terms.operator is not None and config.operator != terms.operator:
-        raise StakeRefusedError("the stake is for another operator")
+    _require_terms(config, terms)
     statement = delegation_statement(
         global_id=terms.global_id, stake=account, receipt_key=keyset.receipt_pk, not_after=keyset.not_after
     )
@@ -82,3 +80,16 @@ def require_stake(request: EnrolRequest, terms: StakeTerms) -> StakeConfig | Non
     except MalformedError as error:
         raise StakeRefusedError("the staked key has not delegated this keyset's receipt key") from error
     return config
+
+
+def _require_terms(config: StakeConfig, terms: StakeTerms) -> None:
+    if not is_strong_key(config.staked_key):
+        raise StakeRefusedError("the staked key proves nothing")
+    if config.operator_key != terms.operator_key:
+        raise StakeRefusedError("the stake is for tickets of another operator key")
+    if terms.operator is not None and config.operator != terms.operator:
+        raise StakeRefusedError("the stake is for another operator")
+    if config.unbond_s < terms.unbond_s_min:
+        raise StakeRefusedError(f"the stake returns after {config.unbond_s} s, and {terms.unbond_s_min} are asked here")
+    if not terms.bounty_bps_min <= config.bounty_bps <= BOUNTY_BPS_MAX:
+        raise StakeRefusedError(f"the bounty is {terms.bounty_bps_min} to {BOUNTY_BPS_MAX} basis points here")

@@ -150,6 +150,17 @@ SELECT
     leaf.cumulative_nano
 FROM UNNEST($2::uuid[], $3::bigint[]) AS leaf (payee_id, cumulative_nano);
 
+-- name: find_epoch
+-- Epoch $1, or the last one, with the contract that all epochs of these books are of.
+SELECT
+    contract.address AS payout,
+    fixed.epoch,
+    fixed.root,
+    fixed.total_nano
+FROM epochs AS fixed
+CROSS JOIN payout_contract AS contract
+WHERE fixed.epoch = COALESCE($1::bigint, (SELECT MAX(epochs.epoch) FROM epochs));
+
 -- name: leaves
 -- Wallets and leaves of epoch $1.
 SELECT

@@ -5,7 +5,6 @@ Everything lies on a SIMULATED chain, and its coins come from a faucet. Keys are
 """
 
 import asyncio
-import base64
 import hashlib
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -39,6 +38,7 @@ from cocoon.errors import CocoonError
 from cocoon.ids import new_job_id
 from cocoon.money import NANO_PER_UNIT
 from gateway.escrows import EscrowRules
+from workers.agent.staking import stake_config_text
 
 APPLICATION = "cocoon-dev"
 KEYS = ("operator", "voucher", "customer")
@@ -52,6 +52,8 @@ SETTLE_MIN_TON = "0.001"
 CLAIM_MIN_TON = "0.000000001"
 """Far below what a claim costs, so that a payout is seen; on a real network it is above."""
 STAKE_NANO = 10 * NANO_PER_UNIT
+STAKE_PER_UNIT_NANO = NANO_PER_UNIT
+"""So that a worker's stake is worth more requests in flight than its engine takes."""
 UNBOND_S = 600
 """Minutes, as above; on a real network longer than evidence is good for."""
 BOUNTY_BPS = 1_000
@@ -133,7 +135,7 @@ class SettlementSetup:
                 owner=owner, operator=self.operator, staked_key=key.public_key().public_bytes_raw(),
                 operator_key=operator_key, unbond_s=UNBOND_S, bounty_bps=BOUNTY_BPS, salt=_salt(f"stake {worker}"),
             )  # fmt: skip
-            write_private(self._stake_config_file(worker), base64.b64encode(write_boc(config.encode())))
+            write_private(self._stake_config_file(worker), stake_config_text(config))
             wanted.append(deploy_stake(config, STAKE_NANO))
         try:
             async with LiteChain(read_liteservers(liteservers), clock, global_id=self._global_id) as chain:
@@ -205,6 +207,9 @@ class SettlementSetup:
             "COCOON_PAYOUT_CONTRACT": str(self.payout),
             "COCOON_SETTLEMENT_KEY_PUBLIC": self.voucher_key.hex(),
             "COCOON_ESCROW_CHALLENGE_S_MIN": str(CHALLENGE_S),
+            "COCOON_STAKE_PER_UNIT_NANO": str(STAKE_PER_UNIT_NANO),
+            "COCOON_AUDIT_WINDOW_S": str(UNBOND_S),
+            "COCOON_STAKE_UNBOND_S_MIN": str(UNBOND_S),
         }
 
     @property

@@ -6,6 +6,7 @@ from typing import NamedTuple, cast
 from audit.errors import EnvelopeTooLongError, LogUnavailableError, NotLoggedError
 from billing.ceilings import VoucherRequiredError
 from billing.escrows import EscrowConflictError, StaleVoucherError, UnknownEscrowError
+from billing.payouts import EpochUnknownError
 from billing.ports import InsufficientCreditError, LedgerUnavailableError, TransferConflictError
 from billing.postgres.adjustments import TransferTimeError
 from billing.ton.chain import ChainError
@@ -92,6 +93,7 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     ModelUnknownError: (404, "invalid_request_error"),
     ManifestUnknownError: (404, "invalid_request_error"),
     EndpointUnsupportedError: (404, "invalid_request_error"),
+    EpochUnknownError: (404, "invalid_request_error"),
     NotLoggedError: (404, "invalid_request_error"),
     ReceiptUnknownError: (404, "invalid_request_error"),
     UnknownEscrowError: (404, "invalid_request_error"),

@@ -4,9 +4,11 @@ from typing import Any
 
 import msgspec
 import structlog
-from litestar import Controller, Response, post
+from litestar import Controller, Response, get, post
 from litestar.connection import Request
 
+from cocoon.contracts.codes import code_of
+from cocoon.contracts.stake import CODE
 from cocoon.enrolment import (
     CHALLENGE_PATH,
     ENROL_PATH,
@@ -14,11 +16,13 @@ from cocoon.enrolment import (
     HEARTBEAT_PATH,
     MANIFEST_BYTES_MAX,
     RENEW_PATH,
+    STAKE_TERMS_PATH,
     Challenge,
     EnrolAnswer,
     EnrolRequest,
     Heartbeat,
     Reason,
+    StakeTermsAnswer,
     Token,
 )
 from cocoon.receipt_batch import BATCH_BYTES_MAX, RECEIPTS_PATH, ReceiptBatch
@@ -89,6 +93,20 @@ class WorkersController(Controller):
         )  # fmt: skip
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
+    @get(STAKE_TERMS_PATH)
+    async def stake_terms(self, services: Services) -> Response[bytes]:
+        """What a stake has to say to count here. Anybody may ask; who bonds one should know the operator otherwise."""
+        terms = _stake_terms(services)
+        answer = StakeTermsAnswer(
+            global_id=terms.global_id,
+            operator=None if terms.operator is None else str(terms.operator),
+            operator_key=terms.operator_key.hex(),
+            code_hash=code_of(CODE).hash.hex(),
+            unbond_s_min=terms.unbond_s_min,
+            bounty_bps_min=terms.bounty_bps_min,
+        )
+        return Response(msgspec.json.encode(answer), media_type="application/json")
+
     @post(HEARTBEAT_PATH, status_code=204)
     async def heartbeat(self, request: Request[Any, Any, Any], services: Services) -> None:
         """Note that a worker is alive and how loaded it is. 401 tells it to enrol again."""
@@ -131,6 +149,8 @@ def _stake_terms(services: Services) -> StakeTerms:
         global_id=settings.global_id,
         operator_key=services.signer.operator_key,
         operator=None if settings.escrows is None else settings.escrows.operator,
+        unbond_s_min=settings.stake_unbond_s_min,
+        bounty_bps_min=settings.stake_bounty_bps_min,
     )
 
 

@@ -23,6 +23,7 @@ from workers.agent import refusals
 from workers.agent.admission import Admission
 from workers.agent.asgi import GatewayGoneError, Receive, Scope, Send, header, read_body, send_json, send_refusal
 from workers.agent.cache_salts import CacheSalts
+from workers.agent.credit import OperatorCredit
 from workers.agent.engines.ports import Engine
 from workers.agent.exchange import Ending, Exchange, Job
 from workers.agent.keys import Identity
@@ -59,8 +60,10 @@ class AgentApp:
         context_tokens: int,
         tee_type: str,
         job_s_max: float,
+        credit: OperatorCredit,
         stater: Stater | None = None,
     ) -> None:
+        self._credit = credit
         self._stater = stater
         self._admission = admission
         self._engine = engine
@@ -123,6 +126,8 @@ class AgentApp:
             self._admission.check_room()
             if not self._store.accepting:
                 raise RefusedError(refusals.RECEIPTS_FULL)
+            if not self._credit.accepting:
+                raise RefusedError(refusals.OWED)
             self._check_signed()
             if not self._engine.ready:
                 raise RefusedError(refusals.ENGINE_UNAVAILABLE)

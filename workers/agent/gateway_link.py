@@ -28,8 +28,10 @@ from cocoon.enrolment import (
 )
 from cocoon.errors import CocoonError
 from workers.agent.admission import Admission
+from workers.agent.credit import OperatorCredit
 from workers.agent.engines.ports import Engine
 from workers.agent.keys import Identity, KeyRing
+from workers.agent.receipt_store import ReceiptStoreError
 from workers.agent.settings import Settings, SettingsError
 from workers.agent.tees.ports import TEE, EvidenceError
 
@@ -66,8 +68,9 @@ class GatewayLink:
 
     def __init__(
         self, settings: Settings, *, url: str, keys: KeyRing, admission: Admission, engine: Engine, tee: TEE,
-        rng: random.Random, manifest: bytes = b"",
+        credit: OperatorCredit, rng: random.Random, manifest: bytes = b"",
     ) -> None:  # fmt: skip
+        self._credit = credit
         self._tee = tee
         self._manifest = manifest
         self._settings = settings
@@ -257,10 +260,12 @@ class GatewayLink:
 
     async def _heartbeat(self) -> Heartbeat:
         load = await self._engine.load()
+        with contextlib.suppress(ReceiptStoreError):  # jobs are refused while the disk does that
+            await self._credit.refresh()
         return Heartbeat(
             running=self._admission.running,
             queued=0 if load is None else load.queued,
-            capacity=self._settings.capacity if self._engine.ready else 0,
+            capacity=self._settings.capacity if self._engine.ready and self._credit.accepting else 0,
             draining=self._admission.draining,
         )
 

@@ -20,6 +20,7 @@ from cocoon.errors import CocoonError
 from cocoon.tracing import start_tracer
 from workers.agent.admission import Admission
 from workers.agent.app import AgentApp
+from workers.agent.credit import OperatorCredit
 from workers.agent.engines.openai_url import OpenAIEngine
 from workers.agent.engines.ports import Engine
 from workers.agent.engines.sglang import SGLangEngine
@@ -114,6 +115,9 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     store = ReceiptStore(settings.state_folder, settings.name, clock, grace_s=settings.receipt_grace_s)
     admission = Admission(clock, keys, settings.capacity)
     unsigned = Unsigned(clock, count_max=settings.unsigned_max, age_s_max=settings.unsigned_s)
+    credit = OperatorCredit(
+        store, max_nano=settings.credit_max_nano, path=settings.paid_file, global_id=settings.global_id
+    )
     tracer = start_tracer(SERVICE, settings.otlp_endpoint, rng)
     app = AgentApp(
         admission=admission,
@@ -128,13 +132,15 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
         context_tokens=settings.context_tokens,
         tee_type=tee.tee_type,
         job_s_max=settings.job_s_max,
+        credit=credit,
         stater=Stater(tee, keys, clock),
     )
     listener = _listen(settings)
     url = _public_url(settings, listener)
     link = GatewayLink(
-        settings, url=url, keys=keys, admission=admission, engine=engine, tee=tee, rng=rng, manifest=manifest.raw
-    )
+        settings, url=url, keys=keys, admission=admission, engine=engine, tee=tee, credit=credit, rng=rng,
+        manifest=manifest.raw,
+    )  # fmt: skip
     verifier = SignatureVerifier(clock, link, settings.operator_key)
     sender = ReceiptSender(store, link, verifier, rng, grace_s=settings.receipt_grace_s)
     asker = SignatureAsker(unsigned, store, link, verifier)

@@ -10,6 +10,7 @@ what it was charged. With them a receipt proves itself to others than the gatewa
 
 The store is bounded. What the gateway has judged is kept for `ACKNOWLEDGED_S_MAX` and goes first when room is needed;
 what it has not judged is never dropped: when that fills the store, or the disk refuses, the agent takes no more jobs.
+The sum of what was charged outlives the signatures that it was added up from.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ import structlog
 from cocoon.clock import Clock, unix_ms
 from cocoon.errors import CocoonError
 from cocoon.receipt_batch import DeliveredReceipt, ReceiptBatch, Verdict
-from cocoon.signed_batch import SignedBatch
+from cocoon.signed_batch import Countersignature, SignedBatch
 from cocoon.sql import named_statements
 from workers.agent.receipts import SignedReceipt
 
@@ -53,7 +54,7 @@ UNSIGNED_MAX = 100_000
 """Unsigned tickets that are taken up after a restart."""
 _CREATED = (
     "create_keysets", "create_receipts", "create_due_index", "create_acknowledged_index", "create_ticket_index",
-    "create_batches", "create_signatures",
+    "create_batches", "create_signatures", "create_charged", "begin_charged",
 )  # fmt: skip
 _SQL = named_statements(files("workers.agent").joinpath("receipts.sql").read_text(encoding="utf-8"))
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -136,6 +137,9 @@ class ReceiptStore:
         self._unflushed = False
         self._rows: int = self._connection.execute(_SQL["count_all"]).fetchone()[0]
         self._unacknowledged: int = self._connection.execute(_SQL["count_unacknowledged"]).fetchone()[0]
+        charged, paid_before = self._connection.execute(_SQL["read_charged"]).fetchone()
+        self._charged = int(charged)
+        self._paid_before = None if paid_before is None else int(paid_before)
 
     @property
     def unacknowledged(self) -> int:
@@ -146,6 +150,16 @@ class ReceiptStore:
     def accepting(self) -> bool:
         """Whether the receipt of one more job is sure to find room."""
         return not self._failing and self._unacknowledged + self._reserved < self._rows_max
+
+    @property
+    def charged_numerator(self) -> int:
+        """What gateways have signed that was charged for our answers, in 10^-6 nano, since the file is there."""
+        return self._charged
+
+    @property
+    def paid_before_nano(self) -> int | None:
+        """What the worker's wallet had been paid when that was first looked at; None before."""
+        return self._paid_before
 
     def keep(self, receipt: KeptReceipt) -> "asyncio.Future[None]":
         """Hand over a receipt, to be sent after the grace. The future is done when it is committed."""
@@ -182,6 +196,15 @@ class ReceiptStore:
         """
         now = unix_ms(self._clock.now())
         await self._run(lambda: self._insert_signatures(signatures, now))
+
+    async def keep_paid_before(self, nano: int) -> None:
+        """Note what had been paid before this file counted anything.
+
+        Raises:
+            ReceiptStoreError: the file cannot be written.
+        """
+        await self._run(lambda: self._transact([("set_paid_before", [_bound(str(nano))])]))
+        self._paid_before = nano
 
     async def signatures(self, ticket_sha256: bytes) -> dict[SignatureKind, KeptSignature]:
         """What is signed about a ticket and its receipt: the evidence that a slashing or a claim would carry.
@@ -279,6 +302,7 @@ class ReceiptStore:
 
     def _insert_signatures(self, signatures: Sequence[KeptSignature], now: int) -> None:
         batches = {one.batch.head: one.batch for one in signatures}
+        charged = self._charged + self._newly_charged(signatures)
         self._transact([
             (
                 "put_batch",
@@ -291,9 +315,22 @@ class ReceiptStore:
                     for one in signatures
                 ],
             ),
+            ("set_charged", [_bound(str(charged))]),
         ])  # fmt: skip
+        self._charged = charged
         self._unflushed = True
         self._checkpoint()
+
+    def _newly_charged(self, signatures: Sequence[KeptSignature]) -> int:
+        """The sum of those countersignatures, in 10^-6 nano, that are not kept yet: each counts once."""
+        shown = {one.ticket_sha256: one.leaf for one in signatures if one.kind is SignatureKind.COUNTERSIGNATURE}
+        return sum(
+            Countersignature.decode(leaf).charge_numerator
+            for ticket, leaf in shown.items()
+            if not self._connection.execute(
+                _SQL["has_signature"], _bound(ticket, SignatureKind.COUNTERSIGNATURE.value)
+            ).fetchone()
+        )
 
     def _checkpoint(self) -> None:
         """Flush to the disk what was committed."""

@@ -54,6 +54,35 @@ CREATE TABLE IF NOT EXISTS signatures (
     PRIMARY KEY (ticket_sha256, kind)
 );
 
+-- name: create_charged
+-- One row: what gateways have signed that was charged for this worker's answers, in 10^-6 nano, in all; and what its
+-- wallet had been paid (nano) when that was first looked at. Text, because the sum outgrows SQLite's integers.
+CREATE TABLE IF NOT EXISTS charged (
+    only_row integer PRIMARY KEY CHECK (only_row = 1),
+    numerator text NOT NULL,
+    paid_before text
+);
+
+-- name: begin_charged
+INSERT INTO charged (only_row, numerator) VALUES (1, '0')
+ON CONFLICT (only_row) DO NOTHING;
+
+-- name: read_charged
+SELECT
+    numerator,
+    paid_before
+FROM charged;
+
+-- name: set_charged
+UPDATE charged SET numerator = $1;
+
+-- name: set_paid_before
+UPDATE charged SET paid_before = $1;
+
+-- name: has_signature
+SELECT 1 FROM signatures
+WHERE ticket_sha256 = $1 AND kind = $2;
+
 -- name: put_keyset
 INSERT INTO keysets (digest, raw) VALUES ($1, $2)
 ON CONFLICT (digest) DO NOTHING;

@@ -77,6 +77,7 @@ REPLAYED = Refusal(409, "ticket_replayed", "invalid_request_error", "this attemp
 REPLAY_FULL = _unavailable("replay_set_full", "the worker cannot remember more tickets")
 RECEIPTS_FULL = _unavailable("receipts_full", "the worker cannot keep more receipts")
 UNSIGNED = _unavailable("tickets_unsigned", "the gateway owes signatures for earlier tickets")
+OWED = _unavailable("operator_owes", "the operator owes this worker more than it allows")
 BUSY = _unavailable("worker_busy", "the worker is at its capacity")
 DRAINING = _unavailable("worker_draining", "the worker is shutting down")
 NOT_ENROLLED = _unavailable("worker_not_enrolled", "the worker is not enrolled yet")

@@ -18,6 +18,7 @@ from cocoon.endpoints import BY_NAME, ENDPOINTS, EndpointName
 from cocoon.enrolment import KEYSET_SECONDS_MAX
 from cocoon.errors import CocoonError
 from cocoon.ids import WORKER_KEY_PREFIX, is_secret_key
+from cocoon.money import parse_units
 from cocoon.receipt import is_strong_key
 from workers.agent.asking import AskMalformedError, AskSource, ask_source
 
@@ -87,7 +88,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `operator_key` is whose gateways may sign tickets; None, in development only, takes the first. No job is taken while
     `unsigned_max` tickets lack a signature, or one for `unsigned_s`. `ask` is where the worker's price comes from,
     `tee` where evidence does. `manifest_file` says which weights to serve, and no others. `stake` is None for a
-    worker that has bonded nothing.
+    worker that has bonded nothing. No job is taken while the operator owes more than `credit_max_nano` (None: no limit)
+    beyond what `paid_file` says that it has paid.
     """
 
     gateway_url: str
@@ -124,6 +126,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ask: AskSource
     manifest_file: Path | None
     stake: StakeSettings | None
+    credit_max_nano: int | None
+    paid_file: Path | None
 
 
 def load_settings(overrides: Mapping[str, str]) -> Settings:
@@ -190,6 +194,8 @@ def parse_settings(environ: Mapping[str, str]) -> Settings:
         ask=_ask(source, served_model),
         manifest_file=None if (path := source.text("COCOON_WORKER_MANIFEST")) is None else Path(path),
         stake=_stake(source, global_id),
+        credit_max_nano=source.nano("COCOON_OPERATOR_CREDIT_MAX"),
+        paid_file=None if (path := source.text("COCOON_PAID_FILE")) is None else Path(path),
     )
     _check(settings)
     return settings
@@ -205,6 +211,8 @@ def _check(settings: Settings) -> None:
         raise SettingsError("COCOON_WORKER_PUBLIC_URL is needed when listening on every address")
     if settings.public_url is not None and not settings.public_url.startswith("https://"):
         raise SettingsError("COCOON_WORKER_PUBLIC_URL must be https")
+    if (settings.credit_max_nano is None) != (settings.paid_file is None):
+        raise SettingsError("COCOON_OPERATOR_CREDIT_MAX and COCOON_PAID_FILE are set together")
     # PROTOCOL §1: only an engine that the agent launched is part of what evidence can cover.
     if settings.engine_url is not None and settings.tee.kind not in ("none", "simulated"):
         raise SettingsError("COCOON_ENGINE can be a URL only with COCOON_TEE_TYPE none or simulated")
@@ -360,6 +368,14 @@ class _Variables:
         if not low <= value <= high:
             raise SettingsError(f"{name} must lie between {low:g} and {high:g}, not {value:g}")
         return value
+
+    def nano(self, name: str) -> int | None:
+        """An amount that is written in TON."""
+        text = self.text(name)
+        try:
+            return None if text is None else parse_units(text)
+        except ValueError as error:
+            raise SettingsError(f"{name} must be an amount in TON with at most nine decimals, not {text!r}") from error
 
     def words(self, name: str) -> tuple[str, ...]:
         try:

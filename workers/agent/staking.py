@@ -64,10 +64,24 @@ def read_staked_key(key_file: Path, config_file: Path, *, global_id: int) -> Sta
         raise StakeUnusableError(f"{key_file} cannot be read as 64 hexadecimal digits") from None
     if len(seed) != _SEED_BYTES:
         raise StakeUnusableError(f"{key_file} does not hold 64 hexadecimal digits")
-    try:
-        with config_file.open("rb") as file:
-            raw = binascii.a2b_base64(file.read(CONFIG_BYTES_MAX).strip(), strict_mode=True)
-        config = StakeConfig.decode(read_boc(raw))
-    except (OSError, ValueError, MalformedError) as error:
-        raise StakeUnusableError(f"{config_file} is not a stake's configuration in base64") from error
+    config = read_stake_config(config_file)
     return StakedKey(Ed25519PrivateKey.from_private_bytes(seed), config, global_id=global_id)
+
+
+def stake_config_text(config: StakeConfig) -> bytes:
+    """What a file of a stake's configuration holds."""
+    return binascii.b2a_base64(write_boc(config.encode()))
+
+
+def read_stake_config(path: Path) -> StakeConfig:
+    """The configuration in a file.
+
+    Raises:
+        StakeUnusableError: it is missing, or something else.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = binascii.a2b_base64(file.read(CONFIG_BYTES_MAX).strip(), strict_mode=True)
+        return StakeConfig.decode(read_boc(raw))
+    except (OSError, ValueError, MalformedError) as error:
+        raise StakeUnusableError(f"{path} is not a stake's configuration in base64") from error

@@ -42,6 +42,10 @@ def look(chain: LocalChain, kept: Kept) -> EscrowData:
     return data
 
 
+async def finalize(owner: EscrowOwner) -> EscrowData:
+    return await owner.take(owner.finalize(), WALLET)
+
+
 def test_a_client_funds_tops_up_and_leaves_without_any_gateway(own_chain: LocalChain, tmp_path: Path) -> None:
     kept = Kept(tmp_path)
     own_chain.faucet(WALLET.address, 20 * TON)
@@ -61,7 +65,7 @@ def test_a_client_funds_tops_up_and_leaves_without_any_gateway(own_chain: LocalC
     assert early.returncode == 0, early.stderr
     assert look(own_chain, kept).phase is EscrowPhase.CLOSING
     with pytest.raises(ContractError, match="exit code 107"):
-        on_chain(own_chain.config, -3, lambda lite: EscrowOwner(lite, kept.escrow).finalize(WALLET))
+        on_chain(own_chain.config, -3, lambda lite: finalize(EscrowOwner(lite, kept.escrow)))
     refused = run("top-up", *kept.options, "--amount", "1", chain=own_chain)
     assert (refused.returncode, "no more deposits" in refused.stderr) == (1, True)
 

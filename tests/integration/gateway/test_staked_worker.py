@@ -1,5 +1,6 @@
 """A worker with a stake: its tickets and receipts name the contract that answers for them."""
 
+import asyncio
 import base64
 import pathlib
 
@@ -11,9 +12,11 @@ from cocoon.enrolment import Keyset
 from cocoon.receipt import ReceiptHead
 from cocoon.ticket import Ticket
 from gateway.signing import development_key
+from tests.escrow_command import TON, WALLET, cocoon, keep_words
+from tests.fixtures_chain import LocalChain
 from tests.fixtures_gateway import NETWORK_SECRET, Stack, chat
 from tests.scripted_engine import until
-from tests.stake_values import GLOBAL_ID, STAKED, STAKED_SEED, a_staked_key
+from tests.stake_values import GLOBAL_ID, OPERATOR, STAKED, STAKED_SEED, a_staked_key
 from workers.agent.staking import StakedKey
 
 PATH = "/v1/chat/completions"
@@ -67,3 +70,35 @@ async def test_a_stake_for_another_operators_tickets_is_refused(stack: Stack, tm
     assert "another operator key" in stack.log("staked")
     assert await stack.rows("SELECT FROM workers") == []
     assert await stack.rows("SELECT FROM stakes") == []
+
+
+async def test_a_stake_opened_with_the_gateways_terms_stands_behind_a_worker(
+    stack: Stack, local_chain: LocalChain, tmp_path: pathlib.Path
+) -> None:
+    await stack.start_gateway(
+        upstream=False, COCOON_OPERATOR_WALLET=str(OPERATOR), COCOON_PAYOUT_CONTRACT=str(OPERATOR),
+        COCOON_STAKE_UNBOND_S_MIN="600",
+    )  # fmt: skip
+    local_chain.faucet(WALLET.address, 20 * TON)
+    files = {"COCOON_STAKED_KEY_FILE": str(tmp_path / "key"), "COCOON_STAKE_CONFIG_FILE": str(tmp_path / "config")}
+    opened = await asyncio.to_thread(
+        cocoon, "worker", "stake", "open", "--gateway-url", f"http://127.0.0.1:{stack.port}", "--amount", "10",
+        "--operator", str(OPERATOR), "--mnemonic-file", str(keep_words(tmp_path)), chain=local_chain, **files,
+    )  # fmt: skip
+    assert opened.returncode == 0, opened.stderr
+    assert "Bonded 10 TON." in opened.stdout
+    assert "returns after 600 s" in opened.stdout
+
+    told = dict(line.split("=", 1) for line in opened.stdout.splitlines() if line.startswith("COCOON_"))
+    await stack.start_worker("staked", stack.engine, **told)
+    [row] = await stack.rows("SELECT s.address FROM stakes AS s JOIN workers AS w USING (worker_id)")
+    assert f"Stake {row['address']}: live." in opened.stdout
+
+
+async def test_a_stake_that_returns_too_soon_is_refused(stack: Stack, tmp_path: pathlib.Path) -> None:
+    await stack.start_gateway()
+    staked = a_staked_key(operator_key=operator_key(), unbond_s=86_399)
+    stack.start("staked", ["worker"], stack.worker_environment("staked", stack.engine) | environment(tmp_path, staked))
+    await until(lambda: "stake_refused" in stack.log("staked"))
+
+    assert "86400 are asked" in stack.log("staked")

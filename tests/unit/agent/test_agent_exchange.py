@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import random
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,15 +15,17 @@ from cocoon.clock import ManualClock
 from cocoon.endpoints import CHAT
 from cocoon.receipt import ReceiptHead
 from cocoon.receipt_batch import DeliveredReceipt
+from cocoon.signed_batch import Countersignature, SignedBatch
 from cocoon.ticket import plain_request_digest, seal_ticket
 from cocoon.tracing import start_tracer
 from cocoon.usage import TokenUsage
 from tests.unit.agent.agent_values import CHAT_BODY, choice, chunk, ticket
 from workers.agent.admission import Admission
 from workers.agent.app import AgentApp
+from workers.agent.credit import OperatorCredit
 from workers.agent.engines.ports import Dialect, EngineCall, Load
 from workers.agent.keys import KeyRing
-from workers.agent.receipt_store import KeptReceipt, ReceiptStore
+from workers.agent.receipt_store import KeptReceipt, KeptSignature, ReceiptStore, SignatureKind
 from workers.agent.signatures import Unsigned
 
 KEY = b"k" * 32
@@ -68,7 +71,9 @@ class StubEngine:
 class Bench:
     """One application around one stub."""
 
-    def __init__(self, engine: StubEngine) -> None:
+    def __init__(
+        self, engine: StubEngine, *, credit_max_nano: int | None = None, paid_file: Path | None = None
+    ) -> None:
         clock = ManualClock(dt.datetime(2026, 11, 22, tzinfo=dt.UTC))
         keys = KeyRing(clock, b"b" * 16)
         keys.current.ticket_key, keys.current.global_id = KEY, -217
@@ -81,6 +86,7 @@ class Bench:
             unsigned=Unsigned(clock, count_max=8, age_s_max=60),
             tracer=start_tracer("agent", None, rng), served_model="m", context_tokens=4096, tee_type="none",
             endpoints=("chat", "completions", "embeddings"), job_s_max=5.0,
+            credit=OperatorCredit(self.store, max_nano=credit_max_nano, path=paid_file, global_id=None),
         )  # fmt: skip
 
     async def run(self, leave: Callable[[], Awaitable[None]]) -> None:
@@ -275,4 +281,20 @@ async def test_a_prompt_as_long_as_its_ticket_is_answered() -> None:
     bench = Bench(StubEngine(_prefill(64, 100), TOKEN, END))
     await bench.run(_never)
     assert bench.statuses == [200]
+    await bench.store.aclose()
+
+
+async def test_a_worker_whose_operator_owes_too_much_refuses_before_the_engine_hears_of_it(tmp_path: Path) -> None:
+    engine = StubEngine()
+    bench = Bench(engine, credit_max_nano=0, paid_file=tmp_path / "none")
+    leaf = Countersignature(global_id=-217, head_sha256=bytes(32), charge_numerator=10**6).encode()
+    batch = SignedBatch(head=b"h", signature=b"s", delegation=b"d")
+    signature = KeptSignature(
+        ticket_sha256=bytes(32), kind=SignatureKind.COUNTERSIGNATURE, leaf=leaf, index=0, path=b"", batch=batch
+    )
+    await bench.store.keep_signatures([signature])
+    await bench.run(_never)
+    assert bench.statuses == [503]
+    assert b"operator_owes" in bench.sent[-1]["body"]
+    assert (engine.generation.aborted, bench.admission.running) == (0, 0)
     await bench.store.aclose()

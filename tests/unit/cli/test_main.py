@@ -7,7 +7,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli.main import SUBCOMMANDS, LazyGroup, Subcommand, main
+from cli.lazy import LazyGroup, Subcommand
+from cli.main import SUBCOMMANDS, main
 from cocoon.errors import CocoonError
 
 HEAVY = ("asyncpg", "billing", "gateway", "granian", "litestar", "redis")

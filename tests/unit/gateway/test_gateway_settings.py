@@ -38,6 +38,16 @@ def test_little_must_be_said_and_nothing_said_means_production() -> None:
     assert read(COCOON_ENV="development").production is False
 
 
+def test_stakes_may_return_within_a_day_on_the_development_chain_only() -> None:
+    settings = read()
+    assert (settings.stake_unbond_s_min, settings.stake_bounty_bps_min) == (86_400, 1_000)
+    assert read(COCOON_STAKE_UNBOND_S_MIN="604800", COCOON_GLOBAL_ID="-239").stake_unbond_s_min == 604_800
+    assert read(COCOON_STAKE_UNBOND_S_MIN="60", COCOON_ENV="development").stake_unbond_s_min == 60
+    for elsewhere in ({}, {"COCOON_ENV": "development", "COCOON_GLOBAL_ID": "-239"}):
+        with pytest.raises(SettingsError, match="COCOON_STAKE_UNBOND_S_MIN"):
+            read(COCOON_STAKE_UNBOND_S_MIN="60", **elsewhere)
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_what_is_missing_is_named(name: str) -> None:
     for value in ({}, {name: ""}):
@@ -54,6 +64,7 @@ def test_what_is_missing_is_named(name: str) -> None:
         ("COCOON_ALLOW_PRIVATE_WORKERS", "yes"), ("COCOON_DRAIN_S", "soon"), ("COCOON_DRAIN_S", "nan"),
         ("COCOON_DRAIN_S", "-1"), ("COCOON_FIRST_BYTE_S", "0"), ("COCOON_REQUEST_S_MAX", "inf"),
         ("COCOON_BODY_BYTES_MAX", "1"), ("COCOON_EXCHANGES_MAX", "0"), ("COCOON_GLOBAL_ID", "1e12"),
+        ("COCOON_STAKE_BOUNTY_BPS_MIN", "2001"), ("COCOON_STAKE_UNBOND_S_MIN", "-1"),
         ("COCOON_LOG_KEY", "ab"), ("COCOON_LOG_KEY", "zz" * 32), ("COCOON_LOG_ORIGIN", "two words"),
     ],
 )  # fmt: skip
@@ -127,3 +138,14 @@ def test_a_policy_is_pinned_and_read_whole(tmp_path: Path) -> None:
     ):
         with pytest.raises(SettingsError, match=name):
             read(**changes)
+
+
+def test_stakes_are_asked_for_where_a_unit_of_them_is_named() -> None:
+    assert read().stakes is None
+    assert read(COCOON_STAKE_PER_UNIT_NANO="0", COCOON_AUDIT_WINDOW_S="60").stakes is None
+    named = read(COCOON_STAKE_PER_UNIT_NANO="2000000000").stakes
+    assert named is not None
+    assert (named.unit_nano, named.window_s) == (2 * 10**9, 86_400)
+    for name, value in (("COCOON_STAKE_PER_UNIT_NANO", "-1"), ("COCOON_AUDIT_WINDOW_S", "1")):
+        with pytest.raises(SettingsError, match=name):
+            read(**{name: value})

@@ -363,7 +363,7 @@ def a_pipeline(walk: Walked, settler: Settler, **limits: float) -> Pipeline:
     )
     times: dict[str, Any] = {"first_byte_s": 5.0, "idle_s": 5.0, "request_s_max": 5.0, "keep_alive_s": 10.0, **limits}
     attempts = Attempts(
-        Router(walk.registry, clock, rng), walk.transport, RetryBudget(clock), clock,  # type: ignore[arg-type]
+        Router(walk.registry, clock, rng, staked=True), walk.transport, RetryBudget(clock), clock,  # type: ignore[arg-type]
         network_secret=bytes(32), global_id=-3, request_s_max=5,
     )  # fmt: skip
     return Pipeline(

@@ -2,6 +2,7 @@
 
 import uuid
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -21,7 +22,9 @@ from workers.stakes import StakeTerms, require_stake, stake_of
 from workers.targets import Worker
 
 CLOCK = ManualClock()
-TERMS = StakeTerms(global_id=GLOBAL_ID, operator_key=OPERATOR_KEY, operator=OPERATOR)
+TERMS = StakeTerms(
+    global_id=GLOBAL_ID, operator_key=OPERATOR_KEY, operator=OPERATOR, unbond_s_min=86_400, bounty_bps_min=1_000
+)
 
 
 def staked_keyset(staked: StakedKey | None = None, **changes: object) -> Keyset:
@@ -58,9 +61,7 @@ def test_a_worker_without_a_stake_is_as_before() -> None:
 def test_without_a_wallet_of_the_network_any_will_do() -> None:
     staked = a_staked_key(operator=Address(0, b"\x0a" * 32))
 
-    assert require_stake(
-        asked(staked_keyset(staked), staked.config), StakeTerms(global_id=GLOBAL_ID, operator_key=OPERATOR_KEY)
-    )
+    assert require_stake(asked(staked_keyset(staked), staked.config), msgspec.structs.replace(TERMS, operator=None))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,19 @@ def test_what_is_no_configuration_is_refused(raw: bytes) -> None:
     [({"operator_key": b"\x09" * 32}, "operator key"), ({"operator": Address(0, b"\x0a" * 32)}, "another operator")],
 )
 def test_a_stake_of_another_operator_does_not_count_here(changes: dict[str, object], why: str) -> None:
+    staked = a_staked_key(**changes)
+    with pytest.raises(StakeRefusedError, match=why):
+        require_stake(asked(staked_keyset(staked), staked.config), TERMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"unbond_s": 86_399}, "86400 are asked"), ({"bounty_bps": 999}, "bounty"), ({"bounty_bps": 2_001}, "bounty")],
+    ids=["gone too soon", "nothing for the finder", "more than the contract pays"],
+)
+def test_a_stake_that_could_leave_before_it_is_slashed_or_pays_nobody_for_it_is_refused(
+    changes: dict[str, object], why: str
+) -> None:
     staked = a_staked_key(**changes)
     with pytest.raises(StakeRefusedError, match=why):
         require_stake(asked(staked_keyset(staked), staked.config), TERMS)
