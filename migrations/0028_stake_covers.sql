@@ -3,8 +3,8 @@
 -- exposure = what is in flight + what was earned within the audit window; it never passes the bond (PROTOCOL §6).
 
 -- What a stake covers, as of the block that was seen last: `bond_nano` has no part of what is unbonding. Nothing where
--- the chain was not seen for as long as unbonding takes, because by now the bond may have left, nor where evidence waits
--- for the chain, because it slashes the whole of it.
+-- the chain was not seen for as long as unbonding takes, because by now the bond may have left, nor where evidence
+-- waits for the chain, because it slashes the whole of it.
 CREATE VIEW stake_headroom AS
 SELECT
     s.address,
