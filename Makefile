@@ -34,6 +34,7 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/basedpyright
+	$(BIN)/basedpyright -p tests
 
 layers: $(STAMP)
 	$(BIN)/lint-imports

@@ -15,6 +15,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 from cli.dev.redis import EmbeddedRedis
 from cocoon.clock import SystemClock
@@ -31,7 +32,7 @@ ROUNDS = 5
 LARGE = 10**9
 KEY = {"requests_per_min": LARGE, "tokens_per_min": 10**12, "concurrency_max": 10**5}
 SPEND = {"spend_day_nano_max": 10**15, "spend_month_nano_max": 10**15}
-CASES: dict[str, tuple[dict[str, int], dict[str, int] | None]] = {
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "no limits": ({}, None),
     "requests and tokens of the key": ({k: KEY[k] for k in ("requests_per_min", "tokens_per_min")}, None),
     "requests, tokens, concurrency of the key": (KEY, None),

@@ -110,7 +110,7 @@ async def fill(pool: Pool, customers: list[uuid.UUID], last: dt.date, options: a
         while made < end and used < options.seconds:
             count = min(CHUNK_ROWS, end - made)
             async with acquired(pool) as connection:
-                await connection.execute(INSERT, day, customers, made, KEYS, MODELS, count, timeout=120)
+                await connection.execute(INSERT, day, customers, made, KEYS, MODELS, count, timeout=120)  # pyright: ignore[reportCallIssue]  asyncpg's
             made += count
             used = time.perf_counter() - began
     say("rows of the month", f"{made:,}", f"{made / used:,.0f} rows/s inside the database")

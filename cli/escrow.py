@@ -23,6 +23,7 @@ from cli.wallet import (
     Payer,
     liteservers_option,
     mnemonic_option,
+    no_qr_option,
     on_chain,
     payer,
     require_one,
@@ -158,6 +159,7 @@ _file = click.option(
 @_file
 @liteservers_option
 @mnemonic_option
+@no_qr_option
 @click.option("--base-url", envvar="COCOON_BASE_URL", show_envvar=True, required=True, help="The gateway, up to /v1.")
 @click.option("--api-key", envvar="COCOON_API_KEY", hidden=True, default="")
 @click.option("--amount", type=TON, required=True, help="The first deposit, in TON.")
@@ -195,6 +197,7 @@ def open_command(
 @_file
 @liteservers_option
 @mnemonic_option
+@no_qr_option
 @click.option("--amount", type=TON, required=True, help="How much more, in TON.")
 def top_up(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, amount: int) -> None:
     """Deposit more: from your wallet, or by a link for any wallet."""
@@ -207,6 +210,7 @@ def top_up(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, 
 @_file
 @liteservers_option
 @mnemonic_option
+@no_qr_option
 @click.option("--wait", is_flag=True, help="Stay until the window is over, and finalize.")
 def close(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, wait: bool) -> None:
     """Leave: ask for the close, and once the window is over have the rest paid back. Run it again to go on.

@@ -27,6 +27,7 @@ from cli.wallet import (
     liteservers_option,
     mnemonic_option,
     network_option,
+    no_qr_option,
     on_chain,
     payer,
     require_one,
@@ -118,6 +119,7 @@ def command() -> None:
 @_config_file
 @liteservers_option
 @mnemonic_option
+@no_qr_option
 @click.option("--amount", type=TON, required=True, help="The first bond, in TON.")
 @click.option("--gateway-url", envvar="COCOON_GATEWAY_URL", show_envvar=True, help="Whom to ask for the terms.")
 @click.option(
@@ -166,6 +168,7 @@ def open_command(
 @command.command("top-up")
 @_stake_options
 @mnemonic_option
+@no_qr_option
 @click.option("--amount", type=TON, required=True, help="How much more, in TON.")
 def top_up(
     *, config_file: Path, global_id: int, liteservers: Path | None, mnemonic_file: Path | None, amount: int
@@ -178,6 +181,7 @@ def top_up(
 @command.command("unbond")
 @_stake_options
 @mnemonic_option
+@no_qr_option
 @click.option("--amount", type=TON, help="How much, in TON; default everything that is bonded.")
 @click.option("--yes", is_flag=True, help="Do not ask where the wait begins again for what waits already.")
 def unbond(
@@ -198,6 +202,7 @@ def unbond(
 @command.command("withdraw")
 @_stake_options
 @mnemonic_option
+@no_qr_option
 def withdraw(*, config_file: Path, global_id: int, liteservers: Path | None, mnemonic_file: Path | None) -> None:
     """Have what has waited long enough paid to the owner's wallet."""
     say_network(global_id)

@@ -1,6 +1,8 @@
 """What commands that move a person's own money share: which chain and wallet, and how amounts are shown."""
 
 import asyncio
+import shutil
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -13,6 +15,7 @@ from billing.ton.settings import LITESERVERS_VARIABLE, read_liteservers
 from billing.ton.wallet import OperatorWallet
 from cli.contract import Contract, Data, Step
 from cli.private_files import read_private
+from cli.qr import QRTooLargeError, qr_lines
 from cocoon.addresses import Address
 from cocoon.clock import SystemClock
 from cocoon.contracts.links import MAINNET
@@ -21,6 +24,13 @@ from cocoon.money import NUMERATOR_PER_NANO, decimal_units
 
 SIMULATED_NETWORK = -3
 T = TypeVar("T")
+_NO_QR = "cocoon.no_qr"
+
+
+def _note_no_qr(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001  click's form
+    if value:
+        ctx.meta[_NO_QR] = True
+
 
 liteservers_option = click.option(
     "--liteservers", envvar=LITESERVERS_VARIABLE, show_envvar=True, type=click.Path(dir_okay=False, path_type=Path),
@@ -30,6 +40,9 @@ mnemonic_option = click.option(
     "--mnemonic-file", envvar="COCOON_MNEMONIC_FILE", show_envvar=True,
     type=click.Path(dir_okay=False, path_type=Path), help="The 24 words of your wallet v5r1, mode 0600.",
 )  # fmt: skip
+no_qr_option = click.option(
+    "--no-qr", is_flag=True, expose_value=False, callback=_note_no_qr, help="Show links as text only."
+)
 network_option = click.option(
     "--global-id", envvar="COCOON_GLOBAL_ID", show_envvar=True, type=int, default=MAINNET, show_default=True,
     help="The TON network: -3 is the simulated one of `make dev`.",
@@ -108,8 +121,16 @@ def payer(words: Path | None, global_id: int) -> Payer:
 
 
 def show_link(what: str, link: str) -> None:
-    """Have somebody open a link with a wallet app."""
+    """Have somebody open a link with a wallet app: as text, and on a terminal as a QR code where it fits."""
     click.echo(f"Open this in a wallet to {what}:\n{link}")
+    if _NO_QR in click.get_current_context().meta or not sys.stdout.isatty():
+        return
+    try:
+        lines = qr_lines(link, shutil.get_terminal_size().columns)
+    except QRTooLargeError as error:
+        click.echo(f"(No QR code: {error}.)", err=True)
+    else:
+        click.echo("\n".join(lines))
 
 
 def say_network(global_id: int) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 from nacl.signing import SigningKey
 from pytoniq import LiteClient, WalletV5R1
@@ -72,7 +73,7 @@ def somebody(name: str) -> Address:
     return Address((0, hashlib.sha256(name.encode()).digest()))
 
 
-def signed(made: WalletV5R1, *, seqno: int, amount: int, to: Address, valid_until: int | None = None) -> Cell:
+def signed(made: Any, *, seqno: int, amount: int, to: Address, valid_until: int | None = None) -> Cell:
     """A transfer's body, signed for this seqno and until this time on the chain."""
     message = made.create_wallet_internal_message(to, 3, amount, begin_cell().end_cell())
     return made.raw_create_transfer_msg(

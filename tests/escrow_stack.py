@@ -19,7 +19,7 @@ from tests.settlement_values import seen
 
 GLOBAL_ID = -3
 OPERATOR, PAYOUT, CLIENT = (Address(0, bytes([n]) * 32) for n in (4, 5, 6))
-ENVIRONMENT = {
+ENVIRONMENT: dict[str, Any] = {
     "COCOON_OPERATOR_WALLET": str(OPERATOR), "COCOON_PAYOUT_CONTRACT": str(PAYOUT),
     "COCOON_ESCROW_CHALLENGE_S_MIN": "60",
 }  # fmt: skip

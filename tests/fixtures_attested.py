@@ -31,7 +31,7 @@ def machine(name: str = "worker-1", seed: bytes = SEED, gpus: int = 1, image: st
 
 def policy_environment(
     folder: Path, *replacements: tuple[str, str], gpus: int = 1, name: str = "p", images: tuple[str, ...] = (RELEASE,)
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """What a gateway is told to judge this fleet; `replacements` change the policy's text."""
     text = machine(gpus=gpus).policy_toml(bind_manifest=False, images=images).decode()
     for old, new in replacements:

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
 import pytest
@@ -63,7 +63,7 @@ class PostgresServer:
         self._bin = Path(spec.origin).parent / "pginstall18" / "bin"
         self._root = Path(tempfile.mkdtemp(prefix="cocoon-pg-"))
         self._data = self._root / "data"
-        self._identity: dict[str, object] = {}
+        self._identity: dict[str, Any] = {}
         if os.geteuid() == 0:
             # Postgres refuses to run as root.
             account = pwd.getpwnam("nobody")
@@ -122,7 +122,7 @@ class PostgresServer:
             check=True, stdout=subprocess.DEVNULL, cwd="/", env={"PATH": "/usr/bin:/bin"}, **self._identity,
         )  # fmt: skip
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> "subprocess.Popen[Any]":
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),

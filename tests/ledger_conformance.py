@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,8 @@ class LedgerConformance:
         customer, other = await funded(ledger), await funded(ledger)
         request = hold_request(customer, 100)
         await ledger.hold(request)
-        for changed in ({"amount_max": Amount(101)}, {"customer_id": other}, {"ttl_s": 1}):
+        changes: tuple[dict[str, Any], ...] = ({"amount_max": Amount(101)}, {"customer_id": other}, {"ttl_s": 1})
+        for changed in changes:
             fields = {name: getattr(request, name) for name in request.__struct_fields__} | changed
             with pytest.raises(TransferConflictError):
                 await ledger.hold(type(request)(**fields))

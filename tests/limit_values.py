@@ -17,7 +17,7 @@ PATIENT = LimitTerms(wait_s=20.0)
 """A busy test machine may be slower than production's patience."""
 
 
-def a_principal(project: dict[str, int] | None = None, **limits: int) -> Principal:
+def a_principal(project: dict[str, Any] | None = None, **limits: Any) -> Principal:
     """A key of its own with these limits, in a project of its own with those."""
     return Principal(
         key_id=uuid.UUID(int=DICE.getrandbits(128)),

@@ -29,7 +29,7 @@ class Process:
         self.cover = Cover(ACCOUNT, WORKER)
         self.store = Covers(pool, uuid.UUID(int=number), TERMS)
         self.flying: list[int] = []
-        self.pending: tuple[CoverClaim, float, int | None] | None = None
+        self.pending: tuple[CoverClaim, float, int] | None = None
 
     async def ask(self, now: float) -> None:
         """Send a claim; what comes back is kept until `hear`, or lost."""
@@ -38,7 +38,7 @@ class Process:
         self.pending = claim, now, granted[ADDRESS]
 
     def hear(self) -> None:
-        if self.pending is not None and self.pending[2] is not None:
+        if self.pending is not None:
             claim, sent, granted = self.pending
             self.cover.answered(claim, granted, renews_at=sent + 10.0, ends_at=sent + TERMS.ttl_s * 0.9)
         self.pending = None

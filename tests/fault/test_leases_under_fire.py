@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -287,7 +288,7 @@ async def test_without_a_database_warm_leases_admit_and_cold_ones_refuse(own_pos
     ids=repr,
 )
 async def test_a_row_that_the_store_refuses_is_quarantined_alone(
-    ledger: LeasedLedger, database_url: str, damage: dict[str, str]
+    ledger: LeasedLedger, database_url: str, damage: dict[str, Any]
 ) -> None:
     customer = await funded(ledger)
     requests = [hold_request(customer, 20_000) for _ in range(9)]

@@ -214,7 +214,7 @@ async def one_round(site: Site, dice: random.Random) -> list[str]:
         goal = len(site.completed) + dice.randint(1, 20)
         await site.stack.until_true(_value(lambda: len(site.completed)), lambda count: count >= goal)
         stop.set()
-    return victims
+    return list(victims)
 
 
 @pytest.mark.timeout(120 + 60 * ROUNDS)

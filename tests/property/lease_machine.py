@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import collections.abc
 import uuid
 from typing import ClassVar
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import collections.abc
 import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack

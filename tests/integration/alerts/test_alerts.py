@@ -20,7 +20,11 @@ from tests.scripted_engine import until
 PATH = "/v1/chat/completions"
 SECRET = bytes(range(32))
 COST_NANO = 18
-SETTINGS = {"COCOON_ALLOW_PRIVATE_WEBHOOKS": "1", "COCOON_ALERTS_S": "0.1", "COCOON_ALERTS_RETRY_S": "0.05"}
+SETTINGS: dict[str, Any] = {
+    "COCOON_ALLOW_PRIVATE_WEBHOOKS": "1",
+    "COCOON_ALERTS_S": "0.1",
+    "COCOON_ALERTS_RETRY_S": "0.05",
+}
 
 
 async def watch(stack: Stack, url: str, **thresholds: int) -> None:
@@ -160,7 +164,8 @@ async def test_a_message_outlives_the_gateway_that_noted_it(stack: Stack, how: s
 
 
 async def test_a_private_address_is_never_connected_to(stack: Stack) -> None:
-    await stack.start_gateway(**SETTINGS | {"COCOON_ALLOW_PRIVATE_WEBHOOKS": "0"})
+    strict: dict[str, Any] = {**SETTINGS, "COCOON_ALLOW_PRIVATE_WEBHOOKS": "0"}
+    await stack.start_gateway(**strict)
     async with Receiver() as receiver:
         # In the table all the same, as if the rules had been laxer once.
         await watch(stack, receiver.url, spend_day=1)

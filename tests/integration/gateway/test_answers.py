@@ -180,8 +180,8 @@ async def test_a_failure_after_a_keep_alive_is_an_error_event_without_done(stack
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_answer_that_does_not_come_is_504(stack: Stack, stream: bool) -> None:
     # A plain upstream says nothing of a unary answer before it is whole, so that only the whole can be limited.
-    limit = "COCOON_FIRST_BYTE_S" if stream else "COCOON_REQUEST_S_MAX"
-    await stack.start_gateway(**{limit: "0.5"})
+    limits: dict[str, Any] = {"COCOON_FIRST_BYTE_S" if stream else "COCOON_REQUEST_S_MAX": "0.5"}
+    await stack.start_gateway(**limits)
     async with stack.client() as client:
         answer = await client.post(PATH, json=chat(stream, script={"first_s": 10}))
     assert answer.status_code == 504

@@ -65,7 +65,7 @@ async def _in_rows(stack: Stack, needle: bytes) -> bool:
 async def test_nothing_that_is_sealed_is_in_the_gateway_and_the_search_would_find_it(
     stack: Stack, collector: Collector
 ) -> None:
-    traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
+    traced: dict[str, Any] = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
     await stack.start_gateway(upstream=False, **traced)
     worker = await stack.start_worker("worker-1", stack.engine, **traced)
     assert stack.gateway is not None

@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -59,7 +60,10 @@ async def test_what_the_vendor_says_decides_and_is_served_on_and_shared(
     stack: Stack, tmp_path: Path, pccs: FakePCCS
 ) -> None:
     now, platform = SystemClock().now(), machine("one").platform
-    environment = policy_environment(tmp_path) | {"COCOON_PCCS_URL": pccs.url, "COCOON_COLLATERAL_S": "0.1"}
+    environment: dict[str, Any] = policy_environment(tmp_path) | {
+        "COCOON_PCCS_URL": pccs.url,
+        "COCOON_COLLATERAL_S": "0.1",
+    }
     await stack.start_gateway(upstream=False, **environment)
     async with stack.client(stack.worker_key) as client:
         one = Enrollee("one")

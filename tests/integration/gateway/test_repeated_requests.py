@@ -25,11 +25,11 @@ class Pair:
         self.ports = ports
 
     async def post(self, which: int, body: dict[str, Any], key: str | bytes | None = "k", **more: Any) -> Any:
-        headers = {} if key is None else {"idempotency-key": key}
+        headers: Any = {} if key is None else {"idempotency-key": key}
         async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
             return await client.post(
                 f"http://127.0.0.1:{self.ports[which]}{PATH}", json=body,
-                headers={"authorization": f"Bearer {more.get('api_key', self.stack.api_key)}", **headers},
+                headers={"authorization": f"Bearer {more.get('api_key', self.stack.api_key)}"} | headers,
             )  # fmt: skip
 
 
@@ -45,7 +45,8 @@ async def pair(stack: Stack) -> Pair:
 
 async def post(stack: Stack, body: dict[str, Any], key: str | bytes = "k", api_key: str | None = None) -> Any:
     async with stack.client(api_key) as client:
-        return await client.post(PATH, json=body, headers={"idempotency-key": key})
+        headers: Any = {"idempotency-key": key}
+        return await client.post(PATH, json=body, headers=headers)
 
 
 @pytest.mark.parametrize("agent", [False, True])
@@ -237,11 +238,12 @@ async def test_a_waiting_duplicate_whose_client_leaves_lets_the_first_be(gateway
 
 async def test_the_official_client_replays_when_it_is_asked_to(gateway: Stack) -> None:
     messages: Any = [{"role": "user", "content": "hello"}]
+    http: Any = httpx.AsyncClient(trust_env=False)
     async with AsyncOpenAI(
         base_url=f"http://127.0.0.1:{gateway.port}/v1", api_key=gateway.api_key, max_retries=2,
-        http_client=httpx.AsyncClient(trust_env=False),
+        http_client=http,
     ) as client:  # fmt: skip
-        create = client.chat.completions.create
+        create: Any = client.chat.completions.create
         plain = [await create(model=MODEL, messages=messages) for _ in range(2)]
         assert len(gateway.engine.requests) == 2, "it sends no key unless it is asked to"
         keyed = {"extra_headers": {"Idempotency-Key": "order-1"}}
@@ -252,7 +254,7 @@ async def test_the_official_client_replays_when_it_is_asked_to(gateway: Stack) -
         streamed = {"extra_headers": {"Idempotency-Key": "order-2"}, "stream": True}
         texts = [
             "".join([chunk.choices[0].delta.content or "" async for chunk in await create(
-                model=MODEL, messages=messages, **streamed)])  # type: ignore[union-attr]
+                model=MODEL, messages=messages, **streamed)])
             for _ in range(2)
         ]  # fmt: skip
         assert texts[0] == texts[1] != ""

@@ -40,7 +40,7 @@ async def agent(stack: Stack) -> Stack:
     return stack
 
 
-async def start(stack: Stack, *, agent: bool, **environment: str) -> None:
+async def start(stack: Stack, *, agent: bool, **environment: Any) -> None:
     stack.endpoints = ["chat", "completions", "embeddings"]
     await stack.start_gateway(upstream=not agent, **environment)
     if agent:

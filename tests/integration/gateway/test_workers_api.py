@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -105,7 +106,7 @@ async def test_bad_enrolments_are_refused_with_a_reason(gateway: Stack) -> None:
 
 
 async def test_oversized_bodies_are_refused_by_their_word_and_in_fact(gateway: Stack) -> None:
-    async def without_length() -> Any:
+    async def without_length() -> AsyncIterator[bytes]:
         for _ in range(8 * 16):
             yield b" " * 16_384
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ async def limiter(clock: StoreClock) -> AsyncIterator[SlicedLimiter]:
 class Key(Caller):
     """One API key with its limits."""
 
-    def __init__(self, limiter: SlicedLimiter, **limits: int) -> None:
+    def __init__(self, limiter: SlicedLimiter, **limits: Any) -> None:
         super().__init__(limiter, a_principal(**limits))
 
     async def refused(self, tokens_estimate: int = 0) -> RateLimitedError:

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import random
 import uuid
+from collections.abc import Sequence
 
 import pytest
 
 from billing.ports import LedgerUnavailableError
 from billing.postgres.covers import MARKS_PER_WINDOW, Covers, list_exposures
 from billing.postgres.pool import Connection, Pool
-from billing.stakes import CoverRequest, CoverTerms, StakeState
+from billing.stakes import CoverRequest, CoverTerms, Headroom, StakeState
 from cocoon.clock import ManualClock
 from gateway.stakes import Stakes
 from tests.cover_values import ACCOUNT, ADDRESS, BOND_NANO, WORKER, age, bond, earn
@@ -185,7 +186,7 @@ class Process:
         self.registry = Registry(clock)
         self.registry.replace_enrolments([a_worker(clock, WORKER.int, capacity=1_000, stake=ACCOUNT)])
         beat_all(self.registry, clock, 1_000)
-        self.store = Flaky(holder(pool, number))
+        self.store = Flaky(pool, uuid.UUID(int=number), TERMS)
         self.stakes = Stakes(self.store, self.registry, clock, TERMS, unit_nano=1_000)
         self.router = Router(self.registry, clock, random.Random(number), staked=True)
         self.held: list[Dispatch] = []
@@ -210,17 +211,15 @@ class Process:
         dispatch.uncover(earned_nano)
 
 
-class Flaky:
-    """A store that can be away."""
+class Flaky(Covers):
+    """A store whose database can be away."""
 
-    def __init__(self, store: Covers) -> None:
-        self._store = store
-        self.away = False
+    away = False
 
-    def __getattr__(self, name: str) -> object:
+    async def headrooms(self, addresses: Sequence[str]) -> list[Headroom]:
         if self.away:
             raise LedgerUnavailableError
-        return getattr(self._store, name)
+        return await super().headrooms(addresses)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import itertools
 import random
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from structlog.testing import capture_logs
@@ -225,7 +225,7 @@ async def test_leaving_the_context_finishes_what_waits(pool: Pool, connection: C
     [{"model": "x" * 129}, {"finish_reason": "\x00"}, {"model": "\ud800"}, {"finish_reason": "y" * 65}],
     ids=repr,
 )
-async def test_a_record_that_the_store_refuses_is_refused_alone(ledger: PostgresLedger, damage: dict[str, str]) -> None:
+async def test_a_record_that_the_store_refuses_is_refused_alone(ledger: PostgresLedger, damage: dict[str, Any]) -> None:
     customer = await funded(ledger)
     requests = [hold_request(customer, 20_000) for _ in range(9)]
     await asyncio.gather(*(ledger.hold(request) for request in requests))

@@ -28,7 +28,7 @@ def collector() -> Iterator[Collector]:
         yield collector
 
 
-async def start(stack: Stack, endpoint: str, *, agent: bool, **environment: str) -> None:
+async def start(stack: Stack, endpoint: str, *, agent: bool, **environment: Any) -> None:
     environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
     await stack.start_gateway(upstream=not agent, **environment)
     if agent:

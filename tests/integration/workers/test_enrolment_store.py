@@ -7,6 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import asyncpg
 import pytest
@@ -244,7 +245,7 @@ async def test_asks_are_rows_that_never_change_and_only_a_new_one_is_a_new_row(
 ) -> None:
     await _execute(url, "INSERT INTO models (id, context_tokens) VALUES ($1, 2048)", MODEL)
 
-    async def asking(*numbers: int, name: str = "worker-1") -> int:
+    async def asking(*numbers: Any, name: str = "worker-1") -> int:
         stored = await store.save(_worker(name, asks=(Ask(MODEL, *numbers),)), KEY)
         [ask] = stored.asks
         return ask.version

@@ -7,6 +7,7 @@ import random
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -157,7 +158,7 @@ async def test_a_disk_that_refuses_stops_new_jobs_and_loses_nothing(
     store = ReceiptStore(None, "w", clock, grace_s=0)
     insert, refusing = store._insert, True
 
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: Any) -> None:
         if refusing:
             raise sqlite3.OperationalError("disk I/O error")
         insert(*arguments)

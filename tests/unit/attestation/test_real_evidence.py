@@ -59,9 +59,10 @@ def collateral_of(name: str) -> Collateral:
     fields = json.loads(read(name))
     binary = {"root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature"}
     kept = {field.name for field in msgspec.structs.fields(Collateral)}
-    return Collateral(**{
+    known: dict[str, Any] = {
         key: bytes.fromhex(value) if key in binary else value for key, value in fields.items() if key in kept
-    })  # fmt: skip
+    }  # fmt: skip
+    return Collateral(**known)
 
 
 def verified(quote: str, collateral: str, policy: TDXPolicy = LENIENT, at: dt.datetime | None = None) -> TDXClaims:

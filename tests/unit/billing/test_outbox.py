@@ -92,7 +92,9 @@ class World:
         wallet = OperatorWallet(KEY, global_id=GLOBAL_ID)
         if life is None:
             return Outbox(self.chain, self.store, wallet)
-        return Outbox(Mortal(self.chain, life), Mortal(self.store, life), wallet)
+        chain: Any = Mortal(self.chain, life)
+        store: Any = Mortal(self.store, life)
+        return Outbox(chain, store, wallet)
 
     async def finish(self) -> None:
         """Step and mine until nothing is left to do."""
@@ -272,11 +274,11 @@ async def test_an_older_view_of_the_chain_signs_nothing() -> None:
     await world.finish()
     await world.store.enqueue([intent(2)])
 
-    class Lagging(MemoryChain):
-        head = staticmethod(lambda: _value(early))
-        account = world.chain.account
+    lagging: Any = MemoryChain()
+    lagging.head = lambda: _value(early)
+    lagging.account = world.chain.account
 
-    outbox = Outbox(Lagging(), world.store, OperatorWallet(KEY, global_id=GLOBAL_ID))
+    outbox = Outbox(lagging, world.store, OperatorWallet(KEY, global_id=GLOBAL_ID))
     with pytest.raises(LaggingError):
         await outbox.step()
     assert await world.store.pending() is None

@@ -53,7 +53,7 @@ def transfers(count: int) -> list[Transfer]:
 
 @pytest.mark.parametrize("one", transfers(3), ids=["plain", "deploying", "bouncing"])
 def test_a_transfer_is_what_pytoniq_reads(one: Transfer) -> None:
-    message = MessageAny.deserialize(theirs(one.encode()).begin_parse())
+    message: Any = MessageAny.deserialize(theirs(one.encode()).begin_parse())
 
     assert message.info.dest.hash_part == one.destination.account
     assert message.info.value.grams == one.value_nano
@@ -67,7 +67,7 @@ def test_a_transfer_is_what_pytoniq_reads(one: Transfer) -> None:
 @pytest.mark.parametrize("count", [1, 2, MESSAGES_MAX])
 def test_a_batch_is_signed_as_pytoniq_signs_it(count: int) -> None:
     batch = transfers(count)
-    wallet = object.__new__(WalletV5R1)
+    wallet: Any = object.__new__(WalletV5R1)
     other = wallet.raw_create_transfer_msg(
         private_key=SEED + KEY.public_key().public_bytes_raw(), seqno=7, wallet_id=WALLET_ID,
         messages=[TheirMessage(one) for one in batch], valid_until=1_900_000_000,
@@ -78,7 +78,7 @@ def test_a_batch_is_signed_as_pytoniq_signs_it(count: int) -> None:
 
 def test_an_external_message_is_what_pytoniq_reads() -> None:
     body = signed_body(KEY, transfers(1), wallet_id=WALLET_ID, seqno=0, valid_until=2_000_000_000)
-    message = MessageAny.deserialize(theirs(external_message(INIT.address, body, INIT)).begin_parse())
+    message: Any = MessageAny.deserialize(theirs(external_message(INIT.address, body, INIT)).begin_parse())
 
     assert message.info.dest.hash_part == INIT.address.account
     assert message.init.serialize().hash == INIT.encode().hash

@@ -70,6 +70,7 @@ def test_a_checkpoint_is_remembered_only_when_it_is_joined_to_the_one_before(tmp
     first = Proof(bundle=gateway.bundle(opening), opening=opening)
     remember(store, trust, first, verify(first, trust))
     seen = store.seen(key)
+    assert seen is not None
     assert seen == first.bundle.log.checkpoint
 
     later = Proof(bundle=gateway.bundle(opening), opening=opening)

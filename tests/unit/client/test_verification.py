@@ -226,6 +226,7 @@ def test_an_answer_outside_of_its_keysets_life_is_refused() -> None:
 )
 def test_a_countersignature_for_something_else_is_refused(part: str, changes: Any, why: str) -> None:
     scenery = scene()
+    assert scenery.bundle.countersigned is not None
     leaf = msgspec.structs.replace(Countersignature.decode(scenery.bundle.countersigned.leaf), **{part: changes})
     batch, (proof,) = scenery.gateway.operator.signed([leaf.encode()])
     shown = msgspec.structs.replace(scenery.bundle.countersigned, leaf=leaf.encode(), signed=Batched(batch, proof))
@@ -236,6 +237,7 @@ def test_a_countersignature_for_something_else_is_refused(part: str, changes: An
 
 def test_an_altered_countersignature_is_refused() -> None:
     shown = scene().bundle.countersigned
+    assert shown is not None
     leaf = msgspec.structs.replace(Countersignature.decode(shown.leaf), charge_numerator=1).encode()
     name, sentence = only_failure(scene().report(countersigned=msgspec.structs.replace(shown, leaf=leaf)))
     assert name == "countersignature"
@@ -260,8 +262,9 @@ def test_a_receipt_under_another_ticket_is_refused() -> None:
 
 
 def inclusion_with(**changes: Any) -> Inclusion:
-    assert scene().bundle.log is not None
-    return msgspec.structs.replace(scene().bundle.log, **changes)
+    logged = scene().bundle.log
+    assert logged is not None
+    return msgspec.structs.replace(logged, **changes)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +354,8 @@ KEPT = (
 def test_no_bit_of_a_bundle_can_be_changed(part: str) -> None:
     raw = getattr(scene().bundle, part)
     for at in random.Random(part).sample(range(len(raw)), 12):
-        assert not scene().report(**{part: flipped(raw, at)}).holds, at
+        changed: dict[str, Any] = {part: flipped(raw, at)}
+        assert not scene().report(**changed).holds, at
 
 
 @pytest.mark.parametrize("part", KEPT)
@@ -371,8 +375,10 @@ def test_an_impossible_time_is_a_failure_and_no_crash(seconds: int) -> None:
 
 
 def test_a_receipt_that_is_not_in_the_log_yet_says_what_was_promised() -> None:
-    leaf = msgspec.structs.replace(Countersignature.decode(scene().bundle.countersigned.leaf), include_by=4_000_000_000)
+    signed = scene().bundle.countersigned
+    assert signed is not None
+    leaf = msgspec.structs.replace(Countersignature.decode(signed.leaf), include_by=4_000_000_000)
     batch, (proof,) = scene().gateway.operator.signed([leaf.encode()])
-    shown = msgspec.structs.replace(scene().bundle.countersigned, leaf=leaf.encode(), signed=Batched(batch, proof))
+    shown = msgspec.structs.replace(signed, leaf=leaf.encode(), signed=Batched(batch, proof))
     step = scene().report(countersigned=shown, log=None).step("log inclusion")
     assert (step.outcome, "2096-10-02" in step.sentence) == ("not shown", True)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from cocoon.money import Amount, Price, ceiling, charge_nano, decimal_units, share_nano
@@ -22,9 +24,10 @@ def test_a_numerator_is_tokens_times_price_with_the_cached_part_at_its_own_price
         {"share_bps": 10_001},
     ],
 )
-def test_a_price_that_makes_no_sense_is_refused(fields: dict[str, int]) -> None:
+def test_a_price_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"version": 1, "prompt": 10, "cached": 10, "completion": 10}
     with pytest.raises(ValueError, match=r"prices|share_bps"):
-        Price(**{"version": 1, "prompt": 10, "cached": 10, "completion": 10, **fields})
+        Price(**usual | fields)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ MESSAGES = '"messages":[{"role":"user","content":"hi"}]'
 
 
 def chat(**fields: Any) -> openai.ChatRequest:
-    return CHAT.decode(json.dumps({"model": "m", "messages": [], **fields}).encode())
+    request = CHAT.decode(json.dumps({"model": "m", "messages": [], **fields}).encode())
+    assert isinstance(request, openai.ChatRequest)
+    return request
 
 
 def test_unknown_fields_are_the_engines_business() -> None:
@@ -19,6 +21,7 @@ def test_unknown_fields_are_the_engines_business() -> None:
         b'{"model":"m","messages":[{"role":"user","content":[{"type":"text"}],"name":"x"}],"top_k":5,"tools":[{"a":1}]}'
     )
 
+    assert isinstance(request, openai.ChatRequest)
     assert request.model == "m"
     assert bytes(request.messages[0].content) == b'[{"type":"text"}]'
 

@@ -6,6 +6,7 @@ import json
 import pathlib
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -206,11 +207,12 @@ def test_other_padding_does_not_open(padded: bytes) -> None:
     "changes",
     [{"model": "tiny"}, {"n": 2}, {"stream": False}, {"completion_each": 65}, {"completion_each": 63}],
 )
-def test_an_inner_body_that_differs_from_its_header_is_refused(changes: dict[str, object]) -> None:
+def test_an_inner_body_that_differs_from_its_header_is_refused(changes: dict[str, Any]) -> None:
     header = opened().header
-    asked = {"model": "smol", "n": 1, "stream": True, "completion_each": 64, "manifest": b"m" * 32}
+    asked: dict[str, Any] = {"model": "smol", "n": 1, "stream": True, "completion_each": 64, "manifest": b"m" * 32}
     check_inner(header, **asked)
-    check_inner(header, **asked | {"completion_each": None})
+    unbounded: dict[str, Any] = {**asked, "completion_each": None}
+    check_inner(header, **unbounded)
 
     with pytest.raises(MalformedError):
         check_inner(header, **asked | changes)

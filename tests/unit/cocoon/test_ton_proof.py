@@ -34,7 +34,16 @@ from cocoon.ton_proof import (
     sign_proof,
     verify_proof,
 )
-from cocoon.wallets import KINDS, Address, UnknownWalletError, WalletError, address_of, encode_state_init, state_init_of
+from cocoon.wallets import (
+    KINDS,
+    Address,
+    UnknownWalletError,
+    WalletError,
+    WalletKind,
+    address_of,
+    encode_state_init,
+    state_init_of,
+)
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "ton_proof.json").read_text())
 NOW = 1_790_000_000
@@ -53,7 +62,7 @@ class _Provider:
         return None, None
 
 
-def _wallet(kind: str = "v4r2", key: Ed25519PrivateKey = KEY) -> tuple[Address, bytes]:
+def _wallet(kind: WalletKind = "v4r2", key: Ed25519PrivateKey = KEY) -> tuple[Address, bytes]:
     state_init = state_init_of(kind, key.public_key().public_bytes_raw(), global_id=GLOBAL_ID)
     return address_of(state_init), encode_state_init(state_init)
 
@@ -72,7 +81,7 @@ def _verify(proof: TonProof, address: Address, state_init: bytes, **changes: Any
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_owner_of_a_wallet_proves_it(kind: str) -> None:
+def test_the_owner_of_a_wallet_proves_it(kind: WalletKind) -> None:
     address, state_init = _wallet(kind)
     proven = _verify(_proof(address), address, state_init)
     assert (proven.address, proven.public_key) == (address, PUBLIC)
@@ -82,11 +91,12 @@ def test_codes_addresses_and_state_inits_are_those_of_pytoniq() -> None:
     codes = {"v3r2": WALLET_V3_R2_CODE, "v4r2": WALLET_V4_R2_CODE, "v5r1": WALLET_V5_R1_CODE}
     assert {form.kind: form.code_hash for form in wallets.FORMS} == {kind: code.hash for kind, code in codes.items()}
 
-    async def built() -> dict[str, Any]:
+    async def built() -> dict[WalletKind, Any]:
+        provider: Any = _Provider()
         return {
-            "v3r2": await WalletV3R2.from_data(_Provider(), PUBLIC),
-            "v4r2": await WalletV4R2.from_data(_Provider(), PUBLIC),
-            "v5r1": await WalletV5R1.from_data(_Provider(), PUBLIC, network_global_id=GLOBAL_ID),
+            "v3r2": await WalletV3R2.from_data(provider, PUBLIC),
+            "v4r2": await WalletV4R2.from_data(provider, PUBLIC),
+            "v5r1": await WalletV5R1.from_data(provider, PUBLIC, network_global_id=GLOBAL_ID),
         }
 
     for kind, wallet in asyncio.run(built()).items():
@@ -98,7 +108,7 @@ def test_codes_addresses_and_state_inits_are_those_of_pytoniq() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_vectors_verify(kind: str) -> None:
+def test_vectors_verify(kind: WalletKind) -> None:
     vector = VECTORS["wallets"][kind]
     address = Address.parse(vector["address"])
     proof = msgspec.json.decode(json.dumps(vector["proof"]), type=TonProof)
@@ -275,7 +285,10 @@ async def test_a_stale_key_gives_way_to_the_one_on_the_chain() -> None:
 async def test_the_chain_excuses_neither_domain_nor_time_nor_challenge() -> None:
     address, state_init = _wallet()
     chain = _Chain(**{str(address): OnChainWallet(wallets.FORMS[1].code_hash, PUBLIC)})
-    for change in ({"domain": "evil.example"}, {"timestamp": NOW - 9999}, {"payload": "challenge-0"}):
+    changes: tuple[dict[str, Any], ...] = (
+        {"domain": "evil.example"}, {"timestamp": NOW - 9999}, {"payload": "challenge-0"},
+    )  # fmt: skip
+    for change in changes:
         with pytest.raises(CocoonError) as refused:
             await _prove(_proof(address, **change), address, state_init, chain)
         assert refused.type in (ForeignDomainError, ProofTimeError, ForeignChallengeError)

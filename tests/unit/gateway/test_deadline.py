@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
 from gateway.alarms import Alarms
 from gateway.client import Limits
@@ -26,9 +27,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._virtual_s
 
     def _run_once(self) -> None:
-        if not self._ready and self._scheduled:
-            self._virtual_s = max(self._virtual_s, self._scheduled[0].when())
-        super()._run_once()
+        loop: Any = self
+        if not loop._ready and loop._scheduled:
+            self._virtual_s = max(self._virtual_s, loop._scheduled[0].when())
+        base: Any = super()
+        base._run_once()
 
 
 def lasted(limits: Limits, *moves: str) -> float:

@@ -99,7 +99,7 @@ async def test_one_blow_at_any_await(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_silence_at_any_await_of_the_relay_ends_by_itself(shape: str) -> None:
-    times = {"first_byte_s": 0.03, "idle_s": 0.03, "request_s_max": 0.06}
+    times: dict[str, Any] = {"first_byte_s": 0.03, "idle_s": 0.03, "request_s_max": 0.06}
     whole = await walked({}, **SHAPES[shape])
     # Before the relay others watch the time: the body's reader, the limiter, the ledger.
     for index in range(whole.steps.names.index("open"), len(whole.steps.names)):

@@ -1,6 +1,7 @@
 """Sealed requests go to workers that can open them, and to nobody else."""
 
 import uuid
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,13 +21,13 @@ def _network(count: int = 3) -> Network:
     return network
 
 
-def _renew(network: Network, number: int, digest: bytes, **changes: object) -> None:
+def _renew(network: Network, number: int, digest: bytes, **changes: Any) -> None:
     worker = network.registry.worker(uuid.UUID(int=number))
     assert worker is not None
     network.registry.put_enrolment(msgspec.structs.replace(worker, keyset_digest=digest, **changes))
 
 
-def _chosen(network: Network, *numbers: int, **wishes: object) -> tuple[int, bytes | None]:
+def _chosen(network: Network, *numbers: int, **wishes: Any) -> tuple[int, bytes | None]:
     digests = frozenset(KEYSETS[number] for number in numbers)
     dispatch = network.router.choose(MODEL, keysets=digests, **wishes)
     dispatch.finish(DispatchOutcome.CLIENT_GONE)

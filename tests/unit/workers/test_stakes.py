@@ -1,6 +1,7 @@
 """What a worker must show for its stake, and the attempts to speak for another's."""
 
 import uuid
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,10 +28,10 @@ TERMS = StakeTerms(
 )
 
 
-def staked_keyset(staked: StakedKey | None = None, **changes: object) -> Keyset:
+def staked_keyset(staked: StakedKey | None = None, **changes: Any) -> Keyset:
     staked = staked or a_staked_key()
     plain = a_keyset(CLOCK)
-    members: dict[str, object] = {
+    members: dict[str, Any] = {
         "stake_addr": str(staked.address), "delegation": staked.delegate(RECEIPT_PK, plain.not_after),
     }  # fmt: skip
     return a_keyset(CLOCK, **{**members, **changes})
@@ -104,7 +105,7 @@ def test_what_is_no_configuration_is_refused(raw: bytes) -> None:
     ("changes", "why"),
     [({"operator_key": b"\x09" * 32}, "operator key"), ({"operator": Address(0, b"\x0a" * 32)}, "another operator")],
 )
-def test_a_stake_of_another_operator_does_not_count_here(changes: dict[str, object], why: str) -> None:
+def test_a_stake_of_another_operator_does_not_count_here(changes: dict[str, Any], why: str) -> None:
     staked = a_staked_key(**changes)
     with pytest.raises(StakeRefusedError, match=why):
         require_stake(asked(staked_keyset(staked), staked.config), TERMS)
@@ -116,7 +117,7 @@ def test_a_stake_of_another_operator_does_not_count_here(changes: dict[str, obje
     ids=["gone too soon", "nothing for the finder", "more than the contract pays"],
 )
 def test_a_stake_that_could_leave_before_it_is_slashed_or_pays_nobody_for_it_is_refused(
-    changes: dict[str, object], why: str
+    changes: dict[str, Any], why: str
 ) -> None:
     staked = a_staked_key(**changes)
     with pytest.raises(StakeRefusedError, match=why):

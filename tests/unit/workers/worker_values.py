@@ -1,6 +1,7 @@
 """Values that the worker tests share."""
 
 import uuid
+from typing import Any
 
 from cocoon.clock import Clock
 from cocoon.enrolment import EnrolRequest, Heartbeat, Keyset, ServedModel, keyset_digest
@@ -12,9 +13,9 @@ RECEIPT_PK = bytes(range(32))
 SPKI = bytes(range(100, 132))
 
 
-def a_keyset(clock: Clock, **changes: object) -> Keyset:
+def a_keyset(clock: Clock, **changes: Any) -> Keyset:
     now = int(clock.now().timestamp())
-    members: dict[str, object] = {
+    members: dict[str, Any] = {
         "v": 1,
         "stake_addr": "",
         "operator": "",
@@ -31,9 +32,9 @@ def a_keyset(clock: Clock, **changes: object) -> Keyset:
     return Keyset(**{**members, **changes})
 
 
-def a_request(clock: Clock, keyset: Keyset | bytes | None = None, **changes: object) -> EnrolRequest:
+def a_request(clock: Clock, keyset: Keyset | bytes | None = None, **changes: Any) -> EnrolRequest:
     raw = keyset if isinstance(keyset, bytes) else (keyset or a_keyset(clock)).encode()
-    members: dict[str, object] = {
+    members: dict[str, Any] = {
         "keyset": raw,
         "url": "https://worker-1.example.org:8443",
         "name": "worker-1",
@@ -44,10 +45,10 @@ def a_request(clock: Clock, keyset: Keyset | bytes | None = None, **changes: obj
     return EnrolRequest(**{**members, **changes})
 
 
-def a_worker(clock: Clock, number: int = 1, **changes: object) -> Worker:
+def a_worker(clock: Clock, number: int = 1, **changes: Any) -> Worker:
     raw = a_keyset(clock).encode()
     now = int(clock.now().timestamp())
-    members: dict[str, object] = {
+    members: dict[str, Any] = {
         "worker_id": uuid.UUID(int=number),
         "name": f"worker-{number}",
         "url": f"https://192.0.2.{number}:8443",
@@ -68,8 +69,8 @@ def a_worker(clock: Clock, number: int = 1, **changes: object) -> Worker:
     return Worker(**{**members, **changes})
 
 
-def an_upstream(name: str = "local", **changes: object) -> Upstream:
-    members: dict[str, object] = {
+def an_upstream(name: str = "local", **changes: Any) -> Upstream:
+    members: dict[str, Any] = {
         "upstream_id": upstream_id_of(name),
         "name": name,
         "host": "127.0.0.1",
