@@ -247,9 +247,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         await _first_load(key_listener.loaded, enrolment_listener.loaded, prices.loaded)
         # Read once it is known whose they are, so that a new process routes at once.
         background.start("heartbeats", heartbeats.run)
-        if stakes is not None:
-            background.start("stakes", stakes.run)
-            await _first_load(stakes.loaded)
+        await _start_stakes(background, stakes)
         yield services
 
 
@@ -279,6 +277,13 @@ def _stakes(
     stakes = Stakes(Covers(pool, holder, terms), registry, clock, terms, settings.stakes.unit_nano)
     stack.push_async_callback(stakes.close)
     return stakes
+
+
+async def _start_stakes(background: Background, stakes: Stakes | None) -> None:
+    """Have the stakes of workers that are enrolled at hand, where they are asked for."""
+    if stakes is not None:
+        background.start("stakes", stakes.run)
+        await _first_load(stakes.loaded)
 
 
 def _upstreams(settings: Settings) -> list[Upstream]:
