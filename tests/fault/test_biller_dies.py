@@ -16,13 +16,9 @@ from billing.postgres.account import Accounts
 from billing.postgres.check import broken_invariants
 from billing.postgres.escrows import Escrows
 from billing.postgres.ledger import PostgresLedger
-<<<<<<< HEAD
-from billing.postgres.pool import Connection, Pool, connect, open_pool
+from billing.postgres.pool import Connection, Pool
 from billing.postgres.slashing import SlashEvidence, keep_evidence
 from billing.postgres.stakes import Stakes
-=======
-from billing.postgres.pool import Connection, Pool
->>>>>>> main
 from billing.postgres.turn import Turn, TurnLostError, turn
 from billing.settlement import actions
 from billing.settlement.biller import Biller
@@ -147,19 +143,6 @@ class Contracts(MemoryChain):
         self.put(CHILD, self.child.encode(), code=CONFIG.account_code)
 
 
-<<<<<<< HEAD
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    async with open_pool(database_url, application="test") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[Connection]:
-    async with connect(database_url, application="test") as opened:
-        yield opened
-
-
 class StakeToo(Contracts):
     """And a worker's stake, against which there is evidence; `slashes` has the exit code of every message to it."""
 
@@ -185,8 +168,6 @@ class StakeToo(Contracts):
         self.put(STAKE, self.stake.encode(), code=code_of("worker_stake"))
 
 
-=======
->>>>>>> main
 def settings() -> BillerSettings:
     return BillerSettings(
         global_id=GLOBAL_ID, payout=PAYOUT, wallet_key=KEY, voucher_key=key("vouchers"),
