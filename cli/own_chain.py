@@ -1,7 +1,7 @@
 """A verifier's own chain: what liteservers that it named itself have of what a proof names."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import click
@@ -70,7 +70,7 @@ class LookedUp:
 @contextlib.asynccontextmanager
 async def own_chain(
     liteservers: Path | None, network: int, payout: str | None = None
-) -> AsyncIterator[LookedUp | None]:
+) -> AsyncGenerator[LookedUp | None]:
     """The chain of a network through the liteservers in a file; None where no file is named.
 
     Raises:
