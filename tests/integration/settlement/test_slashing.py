@@ -15,7 +15,7 @@ from billing.postgres.stakes import Stakes
 from billing.settlement.actions import SLASH_NANO
 from billing.settlement.deployment import deploy_stake
 from billing.settlement.reconcile import reconcile
-from billing.slashing import Evidence, EvidenceState
+from billing.slashing import EvidenceState, StakeEvidence
 from billing.stakes import StakeState
 from billing.ton.chain import ChainMessage, ChainTransaction
 from billing.ton.wallet_messages import Transfer
@@ -26,6 +26,7 @@ from cocoon.contracts.messages import operation_of
 from cocoon.contracts.stake import (
     Bounty,
     Burn,
+    Evidence,
     EvidenceKind,
     RequestUnbond,
     Slash,
@@ -34,7 +35,6 @@ from cocoon.contracts.stake import (
     StakePhase,
     delegate_receipt_key,
 )
-from cocoon.contracts.stake import Evidence as Named
 from cocoon.receipt import ReceiptHead
 from cocoon.receipt_batch import Verdict
 from cocoon.signed_batch import BatchHead
@@ -182,7 +182,7 @@ def forgeries(staked: Staked) -> dict[str, tuple[EvidenceKind, Cell, Refusal]]:
     signer, operator = staked.scene.signer, staked.scene.operator
     ticket = signer.ticket()
     honest = signer.delivered(ticket, staked.scene.customer, TokenUsage(prompt=100, completion=50))
-    named = Named.named_by(signer.keyset)
+    named = Evidence.named_by(signer.keyset)
     assert named is not None
     head, forged = (honest.head, honest.signature), ReceiptHead.decode(honest.head)
     other = msgspec.structs.replace(forged, body_sha256=bytes(32)).encode()
@@ -214,7 +214,7 @@ async def test_a_gateway_that_forges_slashes_nobody(staked: Staked, connection: 
     made = forgeries(staked)
     for name, (kind, cell, refusal) in made.items():
         assert judge(kind, cell, staked.accused) is refusal, name
-        evidence = Evidence(
+        evidence = StakeEvidence(
             stake=str(staked.address), worker_id=staked.scene.signer.worker_id, kind=kind,
             slot=hashlib.sha256(name.encode()).digest() + bytes(8), job_id=uuid.uuid4(), attempt=0,
             boc=write_boc(cell),
