@@ -12,7 +12,7 @@ from billing.ton.wallet_messages import Transfer
 from cocoon.addresses import Address
 from cocoon.contracts import escrow as escrow_messages
 from cocoon.contracts.messages import Operation
-from cocoon.contracts.payout import EpochTree, PostAnchor, PostRoot
+from cocoon.contracts.payout import EpochTree, PostAnchor, PostRoot, WithdrawFee
 
 SETTLE_NANO = 100_000_000
 FINALIZE_NANO = 50_000_000
@@ -20,6 +20,7 @@ OWED_NANO = 50_000_000
 ROOT_NANO = 50_000_000
 CLAIM_NANO = 100_000_000
 ANCHOR_NANO = 50_000_000
+FEE_NANO = 50_000_000
 
 
 class Action(msgspec.Struct, frozen=True):
@@ -70,6 +71,12 @@ def anchor(payout: Address, origin_hash: bytes, size: int, root: bytes) -> Actio
     """Anchor a checkpoint of the transparency log."""
     purpose = f"anchor:{payout}:{size}"
     return _action(purpose, str(payout), ANCHOR_NANO, PostAnchor(query_id_of(purpose), origin_hash, size, root))
+
+
+def withdraw_fee(payout: Address, amount_nano: int, *, withdrawn_nano: int) -> Action:
+    """Take the operator's fee where `withdrawn_nano` of it were taken; of several amounts the first one counts."""
+    purpose = f"fee:{payout}:{withdrawn_nano}"
+    return _action(purpose, str(payout), FEE_NANO, WithdrawFee(query_id_of(purpose), amount_nano))
 
 
 def voucher_cell(escrow: Escrow, cumulative_nano: int, usage_root: bytes, *, global_id: int) -> escrow_messages.Voucher:

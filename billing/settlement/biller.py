@@ -20,6 +20,7 @@ from billing.postgres.pool import Pool
 from billing.postgres.stakes import Stakes
 from billing.postgres.turn import Turn, TurnLostError, turn
 from billing.settlement.actions import Action
+from billing.settlement.fees import FeePlan
 from billing.settlement.plan import AnchorPlan, EpochPlan, SettlePlan, SettlePolicy
 from billing.settlement.settings import BillerSettings
 from billing.settlement.watch import EscrowWatcher, PayoutWatcher, StakeWatcher
@@ -30,9 +31,6 @@ from cocoon.clock import Clock
 from cocoon.contracts.codes import code_of
 
 RETRY_S_MAX = 30.0
-EFFECT_S = 60.0
-"""What was executed is not asked for again for so long: its messages take some blocks to arrive."""
-CLAIMS_PREFIX = "claim:"
 PARTITIONS_S = 3600.0
 log = structlog.get_logger()
 
@@ -70,6 +68,10 @@ class Biller:
             claim_min_nano=settings.claim_min_nano,
         )  # fmt: skip
         self._anchors = AnchorPlan(self._payouts, clock, payout=settings.payout, epoch_s=settings.epoch_s)
+        self._fees = FeePlan(
+            chain, self._payouts, self._asked, payout=settings.payout, operator=wallet.address,
+            fee_min_nano=settings.fee_min_nano,
+        )  # fmt: skip
 
     async def run(self) -> None:
         """Work until the turn is lost.
@@ -114,6 +116,7 @@ class Biller:
                     log.info("biller_epoch_fixed", epoch=epoch.epoch, total_nano=epoch.total_nano)
             wanted += await self._epochs.wanted(seen)
             wanted += await self._anchors.wanted(seen)
+            wanted += await self._fees.wanted(seen)
         await self.ask(wanted)
 
     async def send(self) -> None:
@@ -139,7 +142,7 @@ class Biller:
             before = asked.get(one.purpose)
             if before is None:
                 intents.append(Intent(f"{one.purpose}#1", one.transfer))
-            elif not before.is_open and (before.executed_ago_s is None or before.executed_ago_s >= EFFECT_S):
+            elif not before.is_open and not before.awaits_effect:
                 log.warning("biller_asks_again", purpose=one.purpose, times=before.times)
                 intents.append(Intent(f"{one.purpose}#{before.times + 1}", one.transfer))
         if intents:
