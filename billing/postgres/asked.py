@@ -9,11 +9,9 @@ from billing.postgres.statements import load_statements
 from billing.ton.outbox import ATTEMPTS_MAX
 from cocoon.addresses import Address
 
-_SQL = load_statements("biller.sql")
-
-
 EFFECT_S = 60.0
 """What was executed is not asked for again for so long: its messages take some blocks to arrive."""
+_SQL = load_statements("biller.sql")
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,9 +27,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     delivered_ago_s: float | None
 
     @property
-    def awaits_effect(self) -> bool:
-        """Whether it was sent a moment ago."""
-        return self.delivered_ago_s is not None and self.delivered_ago_s < EFFECT_S
+    def is_over(self) -> bool:
+        """Whether all of it has had its effect by now, if it ever will."""
+        return not self.is_open and (self.delivered_ago_s is None or self.delivered_ago_s >= EFFECT_S)
 
 
 class AskedFor:

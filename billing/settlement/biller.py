@@ -17,12 +17,14 @@ from billing.postgres.outbox import PostgresOutbox
 from billing.postgres.partitions import ensure_partitions
 from billing.postgres.payouts import Payouts
 from billing.postgres.pool import Pool
+from billing.postgres.slashing import SlashEvidence
 from billing.postgres.stakes import Stakes
 from billing.postgres.turn import Turn, TurnLostError, turn
 from billing.settlement.actions import Action
 from billing.settlement.fees import FeePlan
 from billing.settlement.plan import AnchorPlan, EpochPlan, SettlePlan, SettlePolicy
 from billing.settlement.settings import BillerSettings
+from billing.settlement.slashing import SlashPlan
 from billing.settlement.watch import EscrowWatcher, PayoutWatcher, StakeWatcher
 from billing.ton.chain import Chain
 from billing.ton.outbox import Intent, Outbox, WalletEmptyError
@@ -63,6 +65,7 @@ class Biller:
             )  # fmt: skip
         policy = SettlePolicy(global_id=settings.global_id, settle_min_nano=settings.settle_min_nano)
         self._settling = SettlePlan(escrows, alarms, policy, settings.voucher_key)
+        self._slashing = SlashPlan(SlashEvidence(pool), self._asked, alarms, global_id=settings.global_id)
         self._epochs = EpochPlan(
             self._payouts, clock, payout=settings.payout, epoch_s=settings.epoch_s,
             claim_min_nano=settings.claim_min_nano,
@@ -109,6 +112,7 @@ class Biller:
         seen = self._payout_watcher.seen
         due = await self._epochs.is_due()
         wanted = await self._settling.wanted(head.gen_utime, every=due)
+        wanted += await self._slashing.wanted()
         if seen is not None:
             if due:
                 epoch = await self._epochs.prepare(seen, self._settling.outstanding)
@@ -142,7 +146,7 @@ class Biller:
             before = asked.get(one.purpose)
             if before is None:
                 intents.append(Intent(f"{one.purpose}#1", one.transfer))
-            elif not before.is_open and not before.awaits_effect:
+            elif before.is_over:
                 log.warning("biller_asks_again", purpose=one.purpose, times=before.times)
                 intents.append(Intent(f"{one.purpose}#{before.times + 1}", one.transfer))
         if intents:

@@ -43,14 +43,14 @@ class FeePlan:
             return []
         action = actions.withdraw_fee(self._payout, due, withdrawn_nano=seen.fee_withdrawn_nano)
         before = (await self._asked([action.purpose])).get(action.purpose)
-        if before is not None and before.delivered and await self._may_arrive(action, before):
+        if before is not None and await self._may_arrive(action, before):
             return []
         return [action]
 
     async def _may_arrive(self, action: Action, before: Asked) -> bool:
         """Whether one of the messages that were sent has not failed: it will show, or is about to."""
-        if before.awaits_effect:
-            return True
+        if not before.is_over or not before.delivered:
+            return not before.is_over
         query_id = query_id_of(action.purpose)
         failed = 0
         for one in await self._chain.transactions(self._payout, after_lt=before.first_lt, limit=TRANSACTIONS_MAX):
