@@ -49,8 +49,8 @@ CHALLENGE_S = 600
 """Minutes, so that leaving can be tried; on a real network a day at least."""
 EPOCH_S = 120
 SETTLE_MIN_TON = "0.001"
-CLAIM_MIN_TON = "0.000000001"
-"""Far below what a claim costs, so that a payout is seen; on a real network it is above."""
+CLAIM_MIN_TON = FEE_MIN_TON = "0.000000001"
+"""Far below what a claim or a withdrawal costs, so that one is seen; on a real network it is above."""
 STAKE_NANO = 10 * NANO_PER_UNIT
 STAKE_PER_UNIT_NANO = NANO_PER_UNIT
 """So that a worker's stake is worth more requests in flight than its engine takes."""
@@ -190,6 +190,7 @@ class SettlementSetup:
             "COCOON_EPOCH_S": str(EPOCH_S),
             "COCOON_SETTLE_MIN": SETTLE_MIN_TON,
             "COCOON_CLAIM_MIN": CLAIM_MIN_TON,
+            "COCOON_FEE_MIN": FEE_MIN_TON,
         }
 
     def worker_environment(self, worker: str) -> dict[str, str]:
