@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from billing.postgres.alarms import Alarms
+from billing.postgres.covers import Covers
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Connection, Pool
 from billing.postgres.slashing import SlashEvidence, keep_evidence
@@ -15,17 +16,21 @@ from billing.postgres.stakes import Stakes
 from billing.settlement.actions import SLASH_NANO
 from billing.settlement.deployment import deploy_stake
 from billing.settlement.reconcile import reconcile
-from billing.slashing import Evidence, EvidenceState
-from billing.stakes import StakeState
+from billing.settlement.watch import StakeWatcher
+from billing.slashing import EvidenceState, StakeEvidence
+from billing.stakes import CoverTerms, StakeState
 from billing.ton.chain import ChainMessage, ChainTransaction
 from billing.ton.wallet_messages import Transfer
 from cocoon.addresses import Address
 from cocoon.cells import Cell, write_boc
+from cocoon.contracts.codes import code_of
 from cocoon.contracts.judge import Accused, Refusal, judge
 from cocoon.contracts.messages import operation_of
 from cocoon.contracts.stake import (
+    CODE,
     Bounty,
     Burn,
+    Evidence,
     EvidenceKind,
     RequestUnbond,
     Slash,
@@ -34,7 +39,6 @@ from cocoon.contracts.stake import (
     StakePhase,
     delegate_receipt_key,
 )
-from cocoon.contracts.stake import Evidence as Named
 from cocoon.receipt import ReceiptHead
 from cocoon.receipt_batch import Verdict
 from cocoon.signed_batch import BatchHead
@@ -177,12 +181,38 @@ async def test_asking_for_the_stake_back_escapes_nothing_and_two_lies_are_one_sl
     assert (first.submitted_at is None, second.submitted_at is None) == (False, True)
 
 
+async def test_routing_may_use_what_is_still_bonded_and_nothing_once_evidence_is_kept(staked: Staked) -> None:
+    pool, asked_back = staked.scene.pool, 2 * TON
+    watcher = StakeWatcher(
+        staked.chain, Stakes(pool), Alarms(pool), code_hash=code_of(CODE).hash, operator_key=staked.config.operator_key
+    )
+    covers = Covers(pool, uuid.UUID(int=1), CoverTerms())
+
+    async def headroom() -> int:
+        await watcher.look()
+        [seen] = await covers.headrooms([str(staked.address)])
+        return seen.headroom_nano
+
+    async def bonded() -> bool:
+        return await headroom() == BOND
+
+    async def less() -> bool:
+        return await headroom() == BOND - asked_back
+
+    await until(bonded, "the bond")
+    await staked.network.operator.send(Transfer(staked.address, TON // 20, RequestUnbond(1, asked_back).encode()))
+    await until(less, "the request")
+    # The contract would slash all of it, but nobody has asked it to yet.
+    await staked.equivocate()
+    assert await headroom() == 0
+
+
 def forgeries(staked: Staked) -> dict[str, tuple[EvidenceKind, Cell, Refusal]]:
     """What a gateway that has everything but the worker's keys can make against a worker that has not lied."""
     signer, operator = staked.scene.signer, staked.scene.operator
     ticket = signer.ticket()
     honest = signer.delivered(ticket, staked.scene.customer, TokenUsage(prompt=100, completion=50))
-    named = Named.named_by(signer.keyset)
+    named = Evidence.named_by(signer.keyset)
     assert named is not None
     head, forged = (honest.head, honest.signature), ReceiptHead.decode(honest.head)
     other = msgspec.structs.replace(forged, body_sha256=bytes(32)).encode()
@@ -214,7 +244,7 @@ async def test_a_gateway_that_forges_slashes_nobody(staked: Staked, connection: 
     made = forgeries(staked)
     for name, (kind, cell, refusal) in made.items():
         assert judge(kind, cell, staked.accused) is refusal, name
-        evidence = Evidence(
+        evidence = StakeEvidence(
             stake=str(staked.address), worker_id=staked.scene.signer.worker_id, kind=kind,
             slot=hashlib.sha256(name.encode()).digest() + bytes(8), job_id=uuid.uuid4(), attempt=0,
             boc=write_boc(cell),
