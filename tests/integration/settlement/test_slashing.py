@@ -19,7 +19,7 @@ from billing.settlement.reconcile import reconcile
 from billing.settlement.watch import StakeWatcher
 from billing.slashing import EvidenceState, StakeEvidence
 from billing.stakes import CoverTerms, StakeState
-from billing.ton.chain import ChainMessage, ChainTransaction
+from billing.ton.chain import TRANSACTIONS_MAX, ChainMessage, ChainTransaction
 from billing.ton.wallet_messages import Transfer
 from cocoon.addresses import Address
 from cocoon.cells import Cell, write_boc
@@ -145,7 +145,11 @@ async def test_two_heads_of_one_number_cost_the_stake_to_the_nano(staked: Staked
     assert (bounty.destination, bounty.value_nano) == (operator, BOUNTY)
     assert (burn.destination, burn.value_nano) == (Address(0, bytes(32)), BOND - BOUNTY)
     assert Bounty.decode(bounty.body).amount_nano + Burn.decode(burn.body).amount_nano == BOND
-    taken = [one.incoming for one in await staked.chain.transactions(operator) if one.incoming is not None]
+    taken = [
+        one.incoming
+        for one in await staked.chain.transactions(operator, limit=TRANSACTIONS_MAX)
+        if one.incoming is not None
+    ]
     assert [one.value_nano for one in taken if one.source == staked.address and one.body.hash == bounty.body.hash] == [
         BOUNTY
     ]
