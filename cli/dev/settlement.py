@@ -208,10 +208,13 @@ class SettlementSetup:
             "COCOON_PAYOUT_CONTRACT": str(self.payout),
             "COCOON_SETTLEMENT_KEY_PUBLIC": self.voucher_key.hex(),
             "COCOON_ESCROW_CHALLENGE_S_MIN": str(CHALLENGE_S),
-            "COCOON_STAKE_PER_UNIT_NANO": str(STAKE_PER_UNIT_NANO),
-            "COCOON_AUDIT_WINDOW_S": str(UNBOND_S),
             "COCOON_STAKE_UNBOND_S_MIN": str(UNBOND_S),
         }
+
+    @staticmethod
+    def stake_environment() -> dict[str, str]:
+        """What a gateway is told of stakes, and who lists them."""
+        return {"COCOON_STAKE_PER_UNIT_NANO": str(STAKE_PER_UNIT_NANO), "COCOON_AUDIT_WINDOW_S": str(UNBOND_S)}
 
     @property
     def _payout_config(self) -> PayoutConfig:
