@@ -17,7 +17,9 @@ from billing.stakes import CoverRequest, CoverTerms
 from tests.cover_values import ACCOUNT, ADDRESS, BOND_NANO, WORKER, age, bond, earn
 from workers.covers import Cover, CoverClaim
 
-TERMS = CoverTerms(ttl_s=30.0, linger_s=60.0, window_s=64.0)
+TERMS = CoverTerms(ttl_s=30.0, linger_s=90.0, window_s=64.0)
+TICKET_S, EXPOSED_S = 60.0, 40.0
+"""What has to be covered for how long. Real time passes in the database as well, so its terms are longer by more."""
 STEPS = 300
 CHANCES = {"fill": 4, "settle": 4, "ask": 4, "hear": 4, "all": 2, "lose": 1, "die": 1, "wait": 3}
 
@@ -66,8 +68,8 @@ class Network:
     def exposed_nano(self) -> int:
         """In flight at living processes and at dead ones while their tickets hold, and what was earned of late."""
         flying = sum(sum(process.flying) for process in self.processes)
-        lost = sum(nano for died, nano in self.dead if self.now < died + TERMS.linger_s)
-        return flying + lost + sum(nano for at, nano in self.earned if self.now <= at + TERMS.window_s)
+        lost = sum(nano for died, nano in self.dead if self.now < died + TICKET_S)
+        return flying + lost + sum(nano for at, nano in self.earned if self.now <= at + EXPOSED_S)
 
     async def step(self) -> None:
         process = self.rng.choice(self.processes)
