@@ -40,7 +40,7 @@ SELECT
     log.root AS usage_root,
     escrow.address,
     escrow.epoch,
-    escrow.state,
+    escrow.state = 'closing' OR escrow.close_asked_at IS NOT NULL AS closing,
     escrow.deposited_nano,
     escrow.settled_nano,
     escrow.charged_nano,

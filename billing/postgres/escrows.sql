@@ -58,7 +58,10 @@ SELECT
     close_requested_at,
     usage_root,
     seen_seqno,
-    seen_at
+    seen_at,
+    close_asked_at,
+    agreed_nano,
+    agreed_signature
 FROM escrows
 WHERE ($1::uuid IS NULL OR customer_id = $1) AND ($2::text IS NULL OR address = $2)
 ORDER BY created_at, id
@@ -90,7 +93,10 @@ SELECT
     close_requested_at,
     usage_root,
     seen_seqno,
-    seen_at
+    seen_at,
+    close_asked_at,
+    agreed_nano,
+    agreed_signature
 FROM escrows
 WHERE (state <> 'closed' OR owed_nano > 0 OR settled_nano + refunded_nano < deposited_nano) AND id > $1
 ORDER BY id
@@ -122,7 +128,10 @@ SELECT
     close_requested_at,
     usage_root,
     seen_seqno,
-    seen_at
+    seen_at,
+    close_asked_at,
+    agreed_nano,
+    agreed_signature
 FROM escrows
 WHERE customer_id = $1
 ORDER BY id
@@ -215,3 +224,26 @@ SELECT id
 FROM escrows
 WHERE id = $1
 FOR UPDATE;
+
+-- name: ask_close
+-- The client of escrow $1 asks for terms; asking again changes nothing.
+UPDATE escrows SET close_asked_at = COALESCE(close_asked_at, NOW())
+WHERE id = $1;
+
+-- name: withdraw_close
+UPDATE escrows SET close_asked_at = NULL
+WHERE id = $1;
+
+-- name: closes_to_agree
+-- Escrows whose clients ask for terms that nobody has signed, by id.
+SELECT
+    customer_id,
+    address
+FROM escrows
+WHERE close_asked_at IS NOT NULL AND agreed_nano IS NULL AND state IN ('open', 'closing')
+ORDER BY id;
+
+-- name: agree_close
+-- What escrow $1 owes in all, $2, signed.
+UPDATE escrows SET agreed_nano = $2, agreed_signature = $3
+WHERE id = $1;
