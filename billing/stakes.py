@@ -46,3 +46,47 @@ class Stake(msgspec.Struct, frozen=True, kw_only=True):
     operator_key: bytes | None
     seen_seqno: int | None
     seen_at: dt.datetime | None
+
+
+class Headroom(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stake covers as of the block that was seen last: nothing unless it is live and unchallenged."""
+
+    address: str
+    worker_id: uuid.UUID
+    state: StakeState
+    headroom_nano: int
+
+
+class Exposure(msgspec.Struct, frozen=True, kw_only=True):
+    """A stake beside what is exposed under it: earnings of the audit window, and what processes hold for dispatches."""
+
+    address: str
+    worker_id: uuid.UUID
+    name: str | None
+    state: StakeState
+    bond_nano: int
+    unbonding_nano: int
+    headroom_nano: int
+    earned_nano: int
+    covered_nano: int
+
+
+class CoverTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """How stakes are shared; seconds. `ttl_s` is how long a holder may dispatch without hearing from the store.
+
+    What it was granted counts against others for `linger_s` longer: the longest request, and the longest that its
+    settlement takes. Earnings stay exposed for `window_s`.
+    """
+
+    ttl_s: float = 30.0
+    linger_s: float = 900.0
+    window_s: float = 86_400.0
+
+
+class CoverRequest(msgspec.Struct, frozen=True):
+    """A holder's claim on a stake: what it uses, what it keeps until it hears the answer, what it wants beyond use."""
+
+    address: str
+    used_nano: int
+    kept_nano: int
+    wanted_nano: int

@@ -4,11 +4,15 @@ import uuid
 
 import click
 
+from billing.postgres.covers import list_exposures
 from billing.postgres.pool import Pool
+from billing.stakes import Exposure
 from cli.database import run_on_pool
 from cli.tables import print_table, shown
 from cocoon.clock import system_random
+from cocoon.money import Amount
 from gateway.postgres.standing import Held, Listed, StandingStore
+from gateway.settings import AUDIT_WINDOW_S, read_stakes
 from workers.postgres.attestations import Attestation, AttestationStore
 
 
@@ -50,6 +54,28 @@ def list_command() -> None:
         for one in run_on_pool(work)
     ]  # fmt: skip
     print_table(("id", "name", "state", "wallet", "tee", "models", "url", "enrolled (UTC)"), rows)
+
+
+@command.command("stakes")
+def stakes_command() -> None:
+    """List workers' stakes: what they are worth in requests in flight, and what is exposed under them.
+
+    Set COCOON_STAKE_PER_UNIT_NANO and COCOON_AUDIT_WINDOW_S as for the gateway.
+    """
+    terms = read_stakes()
+
+    async def work(pool: Pool) -> list[Exposure]:
+        return await list_exposures(pool, AUDIT_WINDOW_S if terms is None else terms.window_s)
+
+    rows = [
+        (shown(one.name), one.address, one.state.value, str(Amount(one.bond_nano)), str(Amount(one.unbonding_nano)),
+         "-" if terms is None else f"{one.headroom_nano / terms.unit_nano:g}",
+         str(Amount(one.earned_nano)), str(Amount(one.covered_nano)))
+        for one in run_on_pool(work)
+    ]  # fmt: skip
+    print_table(
+        ("worker", "stake", "state", "bonded", "unbonding", "weight", "earned in window", "in flight at most"), rows
+    )
 
 
 @command.command("standing")

@@ -12,6 +12,7 @@ import msgspec
 
 from cocoon import canonical
 from cocoon.endpoints import EndpointName
+from cocoon.statement import Beacon, Digest
 
 KEYSET_LABEL = b"cocoon/keyset/1\x00"
 KEYSET_SECONDS_MAX = 6 * 3600
@@ -30,7 +31,6 @@ HEARTBEAT_SECONDS = 2.0
 """How often an agent reports; three missed reports take it out of rotation."""
 HEARTBEATS_MISSED_MAX = 3
 
-Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/:-]*\Z")]
 NanoPerMtok = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -132,11 +132,15 @@ class StakeTermsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     bounty_bps_min: int
 
 
-class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Answer of `POST /v1/workers/challenge`: evidence of one enrolment has to carry `nonce`, within `seconds`."""
+class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Answer of `POST /v1/workers/challenge`: evidence of one enrolment has to carry `nonce`, within `seconds`.
+
+    `beacon` is the last block that the gateway has seen, absent where it sees no chain: a hint, which proves nothing.
+    """
 
     nonce: Digest
     seconds: int
+    beacon: Beacon | None = None
 
 
 class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,3 +183,9 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queued: Annotated[int, msgspec.Meta(ge=0)]
     capacity: Annotated[int, msgspec.Meta(ge=0, le=4096)]
     draining: bool = False
+
+
+class HeartbeatAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Answer of a heartbeat at a gateway that sees the chain: the last block, as in `Challenge`. Others answer 204."""
+
+    beacon: Beacon

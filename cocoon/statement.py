@@ -10,16 +10,16 @@ from typing import Annotated, Literal
 import msgspec
 
 from cocoon import canonical
-from cocoon.enrolment import Digest
 
 STATEMENT_LABEL = b"cocoon/statement/1\x00"
 GPU_LABEL = b"cocoon/gpu/1\x00"
 
+Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
 class Beacon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A masterchain block; `gen_utime` is its Unix time in seconds."""
+    """A masterchain block; `gen_utime` is its Unix time in seconds. Number 0 names no block, and only a time."""
 
     seqno: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
     root_hash: Digest

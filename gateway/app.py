@@ -7,8 +7,9 @@ import math
 import os
 import random
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Self, cast
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, cast
 
 import httpx
 import msgspec
@@ -28,12 +29,14 @@ from billing.lease_book import LeaseTerms
 from billing.leases import LeasedLedger
 from billing.ports import Ledger
 from billing.postgres.account import Accounts
+from billing.postgres.covers import Covers
 from billing.postgres.leases import PostgresLeases
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.partitions import ensure_partitions
 from billing.postgres.pool import Pool, open_pool
 from billing.postgres.prices import load_price_book
 from billing.postgres.recoveries import Recoveries
+from billing.stakes import CoverTerms
 from billing.ton.chain import Chain
 from billing.ton.wallet_keys import ChainWalletKeys
 from cocoon import openai
@@ -46,6 +49,8 @@ from cocoon.tracing import start_tracer
 from gateway.alerts import AlertSender
 from gateway.attempts import Attempts
 from gateway.auth import KeyTable
+from gateway.background import Background
+from gateway.beacons import Beacons
 from gateway.client import Limits
 from gateway.collateral import CollateralKeeper
 from gateway.escrows import CHALLENGE_S_MIN, EscrowDesk, EscrowRules
@@ -88,6 +93,7 @@ from gateway.services import Services
 from gateway.settings import Settings, SettingsError, read_settings
 from gateway.settle import SETTLE_S_MAX, Settler
 from gateway.signing import BatchSigner, GatewayKey, development_key
+from gateway.stakes import Stakes
 from gateway.standing import Standing
 from gateway.stopping import graceful_stop
 from gateway.verifier import new_attestor
@@ -113,7 +119,6 @@ LEASE_MARGIN_PART = 0.1
 """Of a lease's time to live: how much earlier than the database this process considers it over."""
 GC_THRESHOLDS = (10_000, 20, 50)
 """A request leaves no cycles when all goes well: Python's own 700 would have it look for them at every second one."""
-RESTART_S = 1.0
 TABLES_S_MAX = 5.0
 """How long a process waits for its tables before it accepts requests; what is missing then is answered with 503."""
 CONTROLLERS = (
@@ -184,6 +189,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         stack.callback(transport.close)
         stack.push_async_callback(heartbeats.close)
         pool = await stack.enter_async_context(open_pool(database_url, application="cocoon-gateway"))
+        stakes = _stakes(stack, settings, pool, registry, clock, rng)
         limiter = SlicedLimiter(
             RedisSlices(redis_url, f"{rng.getrandbits(64):016x}"), PostgresSpend(pool), clock, _dice(rng),
             processes=settings.processes,
@@ -195,9 +201,11 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         recoveries = Recoveries(pool, PostgresLeases(pool, database_url))
         over_claims = OverClaims(recoveries.note_over_claims)
         client = await stack.enter_async_context(httpx.AsyncClient())
-        attestor = new_attestor(settings, clock, client, CollateralStore(pool))
+        chain = await _chain(stack, settings, clock)
+        beacons = Beacons(chain, clock)
+        attestor = new_attestor(settings, clock, client, CollateralStore(pool), beacons)
         attempts = Attempts(
-            Router(registry, clock, _dice(rng)), transport, RetryBudget(clock), clock,
+            Router(registry, clock, _dice(rng), staked=stakes is not None), transport, RetryBudget(clock), clock,
             network_secret=network_secret, global_id=settings.global_id, request_s_max=settings.request_s_max,
             sealed_require="tdx" if attestor.judges else "any",
         )  # fmt: skip
@@ -211,9 +219,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         services = Services(
             settings=settings, clock=clock, keys=keys, prices=prices, ledger=ledger, accounts=Accounts(pool),
             registry=registry,
-            enrolments=EnrolmentStore(
-                pool, clock, allow_private=settings.allow_private_workers, judges=attestor
-            ),
+            enrolments=EnrolmentStore(pool, clock, allow_private=settings.allow_private_workers, judges=attestor),
             attestor=attestor, attestations=attestations,
             desk=EvidenceDesk(
                 registry, transport, attestor, attestations, clock, _dice(rng), network_secret=network_secret
@@ -222,15 +228,14 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             pipeline=pipeline,
             receipts=_receipt_desk(settings, pool, recoveries, signer, clock),
             pool=pool, signer=signer, log_reader=LogReader(pool), log_verifier=log_signer.verifier,
-            wallets=_wallet_door(settings, pool, network_secret, clock, rng, await _chain(stack, settings, clock)),
-            escrows=EscrowDesk(pool, _escrow_rules(settings), clock, rng),
+            wallets=_wallet_door(settings, pool, network_secret, clock, rng, chain),
+            escrows=EscrowDesk(pool, _escrow_rules(settings), clock, rng), beacons=beacons,
         )  # fmt: skip
         key_listener = KeyListener(database_url, keys, clock, rng)
         enrolment_listener = EnrolmentListener(
-            database_url, registry, clock, rng, allow_private=settings.allow_private_workers,
-            judges=attestor,
+            database_url, registry, clock, rng, allow_private=settings.allow_private_workers, judges=attestor
         )  # fmt: skip
-        background = await stack.enter_async_context(_Background())
+        background = await stack.enter_async_context(Background())
         background.start("signatures", signer.run)
         background.start("log", Sequencer(database_url, log_signer).run)
         background.start("over_claims", over_claims.run)
@@ -242,20 +247,43 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
         await _first_load(key_listener.loaded, enrolment_listener.loaded, prices.loaded)
         # Read once it is known whose they are, so that a new process routes at once.
         background.start("heartbeats", heartbeats.run)
+        await _start_stakes(background, stakes)
         yield services
 
 
-def _start_chores(background: "_Background", services: Services, rng: random.Random) -> None:
+def _start_chores(background: Background, services: Services, rng: random.Random) -> None:
     """What every process does beside answering requests, and none has to do soon."""
     pool, ledger, settings = services.pool, services.ledger, services.settings
     keeper = CollateralKeeper(services.attestor.cache, CollateralStore(pool), rng, settings.attestation.refresh_s)
     background.start("collateral", keeper.run)
+    background.start("beacons", services.beacons.run)
     background.start("policy", lambda: _note_policy(services))
     background.start("standing", Standing(StandingStore(pool), services.registry).run)
     background.start("sweep", lambda: _sweep(ledger))
     background.start("report", lambda: _report(ledger))
     background.start("alerts", AlertSender(pool, settings.alerts, services.clock, rng).run)
     background.start("partitions", lambda: _keep_partitions(pool, settings.receipt_days))
+
+
+def _stakes(
+    stack: contextlib.AsyncExitStack, settings: Settings, pool: Pool, registry: Registry, clock: Clock,
+    rng: random.Random,
+) -> Stakes | None:  # fmt: skip
+    """None where workers need none. What is covered comes back when everything is settled, before the pool closes."""
+    if settings.stakes is None:
+        return None
+    terms = CoverTerms(linger_s=_recovery_s(settings), window_s=settings.stakes.window_s)
+    holder = uuid.UUID(int=rng.getrandbits(128))
+    stakes = Stakes(Covers(pool, holder, terms), registry, clock, terms, settings.stakes.unit_nano)
+    stack.push_async_callback(stakes.close)
+    return stakes
+
+
+async def _start_stakes(background: Background, stakes: Stakes | None) -> None:
+    """Have the stakes of workers that are enrolled at hand, where they are asked for."""
+    if stakes is not None:
+        background.start("stakes", stakes.run)
+        await _first_load(stakes.loaded)
 
 
 def _upstreams(settings: Settings) -> list[Upstream]:
@@ -362,34 +390,6 @@ def _leased_ledger(settings: Settings, pool: Pool, clock: Clock, rng: random.Ran
             recovery_s=_recovery_s(settings),
         ),
     )
-
-
-class _Background:
-    """Endless tasks; one that fails is logged and started again, the others go on."""
-
-    def __init__(self) -> None:
-        self._group = asyncio.TaskGroup()
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await self._group.__aexit__(None, None, None)
-
-    def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        self._tasks.append(self._group.create_task(self._for_ever(name, work), name=name))
-
-    async def _for_ever(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            try:
-                await work()
-            except Exception:
-                log.exception("background_task_failed", task=name)
-            await asyncio.sleep(RESTART_S)
 
 
 def _dice(rng: random.Random) -> random.Random:

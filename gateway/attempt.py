@@ -117,6 +117,7 @@ class Attempt:
         """End it as failed: abort the worker and tell routing."""
         self._close()
         self.dispatch.finish(outcome, retry_after_s=retry_after_s)
+        self.dispatch.uncover()
 
     def finish(self, state: State) -> None:
         """End it as the exchange ended. After `failed`, nothing changes: the first end wins."""

@@ -17,6 +17,7 @@ from cocoon.clock import Clock
 from cocoon.endpoints import EMBEDDINGS, Endpoint
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.http1 import HopError
+from cocoon.money import ceiling
 from cocoon.openai import ModelRequest
 from cocoon.ticket import Ticket, plain_request_digest, seal_ticket, ticket_key
 from gateway.admission import Admission
@@ -158,6 +159,7 @@ class Attempts:
                 cheapest=cheapest,
                 manifest=walk.manifest,
                 keysets=None if walk.sealed is None else frozenset(walk.sealed.header.keyset_digests),
+                exposed_nano=_exposed_nano(admission) if self._router.staked else 0,
             )
         except (NoWorkerError, WorkersBusyError, ModelNotFoundError) as error:
             if failure is not None:
@@ -274,6 +276,11 @@ class Attempts:
             price=attempt.price,
         )
         return seal_ticket(keys[0], ticket), seal_stub(keys[1], worker.worker_id, ticket.encode(), stub)
+
+
+def _exposed_nano(admission: Admission) -> int:
+    """The most that a worker can earn by this request: no ask is above the network's price."""
+    return ceiling(admission.offer.price.worker_numerator(admission.bounds.usage)).nano
 
 
 def _exhausted(failure: CocoonError | None) -> CocoonError:

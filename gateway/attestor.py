@@ -18,6 +18,7 @@ from cocoon.clock import Clock
 from cocoon.enrolment import keyset_digest
 from cocoon.errors import CocoonError, MalformedError
 from cocoon.statement import Statement
+from gateway.beacons import Beacons
 from gateway.errors import GatewayError
 from workers.errors import EvidenceJudgedError
 from workers.judgement import Judged, judge_evidence
@@ -39,16 +40,20 @@ class AttestorBusyError(GatewayError):
 
 
 class Attestor:
-    """Judges evidence under `policy`; None judges nothing. `rims` and `crls` are documents at hand."""
+    """Judges evidence under `policy`; None judges nothing. `rims` and `crls` are documents at hand.
+
+    A block that a statement names is looked up with `beacons`. What the chain does not say changes no verdict.
+    """
 
     def __init__(
-        self, policy: Policy | None, deployment: Deployment, clock: Clock, cache: CollateralCache, *,
-        rims: Sequence[bytes] = (), crls: Sequence[bytes] = (),
+        self, policy: Policy | None, deployment: Deployment, clock: Clock, cache: CollateralCache, beacons: Beacons,
+        *, rims: Sequence[bytes] = (), crls: Sequence[bytes] = (),
     ) -> None:  # fmt: skip
         self.policy = policy
         self._deployment = deployment
         self._clock = clock
         self.cache = cache
+        self._beacons = beacons
         self._rims = tuple(rims)
         self._crls = tuple(crls)
         self._turns = asyncio.Semaphore(JUDGES_MAX)
@@ -84,7 +89,7 @@ class Attestor:
             raise EvidenceJudgedError(f"{error} [evidence_malformed]") from error
 
     async def judge(self, evidence: Evidence, raw: bytes, *, keyset: bytes, nonce: bytes | None) -> Judged:
-        """Judge evidence for a keyset, as of now. `nonce` is one that we gave.
+        """Judge evidence that was `read`, for a keyset, as of now. `nonce` is one that we gave.
 
         Raises:
             AttestorBusyError: too much waits already.
@@ -95,9 +100,10 @@ class Attestor:
             raise AttestorBusyError
         self._waiting += 1
         try:
+            beacon = await self._beacons.own(Statement.decode(evidence.statement).beacon)
             async with self._turns:
                 endorsements = await self.endorsements(evidence)
-                question = Question(at=self._clock.now(), deployment=self._deployment, nonce=nonce)
+                question = Question(at=self._clock.now(), deployment=self._deployment, nonce=nonce, beacon=beacon)
                 return await asyncio.to_thread(
                     judge_evidence, evidence, endorsements, policy, question, keyset=keyset, raw=raw
                 )

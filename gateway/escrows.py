@@ -156,7 +156,7 @@ class EscrowDesk:
         return await self._book.register(new_job_id(self._clock, self._rng), customer_id, terms)
 
     async def shown(self, customer_id: uuid.UUID) -> list[Shown]:
-        """A customer's escrows, the oldest first."""
+        """A customer's escrows, the oldest first and closed ones last."""
         credits_ = await read_credits(self._pool, customer_id)
         charged = {credit.address: credit for credit in credits_.escrows}
         found: list[Shown] = []

@@ -235,6 +235,8 @@ class Pipeline:
         _release(walk, usage, settlement)
         if attempt is not None:
             attempt.finish(exchange.state)
+            if settlement is None:
+                attempt.dispatch.uncover()
             if settlement is not None and attempt.worker_id is not None and usage != (claimed := attempt.reported()):
                 self._over_claims.note(settlement, claimed)
         if exchange.money is not Money.SETTLE:
@@ -245,6 +247,8 @@ class Pipeline:
     def _settled(self, walk: Walk, settlement: Settlement, posted: Posted | None, ended: float) -> None:
         if walk.permit is not None:
             walk.permit.settled()
+        if walk.attempt is not None:
+            walk.attempt.dispatch.uncover(0 if posted is None else posted.worker_share.nano)
         if walk.turn is not None:
             self._idempotency.settled(walk.turn, settlement, posted)
         self._trace(walk, settlement.usage, posted, ended)

@@ -10,6 +10,7 @@ from cocoon.checkpoints import NoteVerifier
 from cocoon.clock import Clock
 from gateway.attestor import Attestor
 from gateway.auth import KeyTable
+from gateway.beacons import Beacons
 from gateway.escrows import EscrowDesk
 from gateway.evidence_desk import EvidenceDesk
 from gateway.limiter import SlicedLimiter
@@ -36,7 +37,7 @@ class Services:
         tokens: WorkerTokens, settler: Settler, limiter: SlicedLimiter, pipeline: Pipeline, receipts: ReceiptDesk,
         signer: BatchSigner, pool: Pool, wallets: WalletDoor, attestor: Attestor, attestations: AttestationStore,
         log_reader: LogReader, log_verifier: NoteVerifier, desk: EvidenceDesk,
-        escrows: EscrowDesk,
+        escrows: EscrowDesk, beacons: Beacons,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.clock = clock
@@ -61,4 +62,5 @@ class Services:
         self.attestations = attestations
         self.desk = desk
         self.escrows = escrows
+        self.beacons = beacons
         self.stopping = asyncio.Event()

@@ -25,6 +25,8 @@ from cocoon.errors import CocoonError, MalformedError
 _NETWORK_SECRET_BYTES = 32
 _SEED_BYTES = 32
 DEVELOPMENT_CHAIN = -3
+AUDIT_WINDOW_S = 86_400
+"""How long what a worker earned may still prove to be wrong."""
 STAKE_UNBOND_S_MIN = 86_400
 """Who lied must not have taken the stake back before the lie is found."""
 _LOG_KEY_LABEL = b"cocoon/log-key/1\x00"
@@ -127,12 +129,19 @@ class EscrowSettings(msgspec.Struct, frozen=True, kw_only=True):
     challenge_s_min: int
 
 
+class StakeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What workers' stakes are held to: nano for a request in flight, and for how many seconds earnings are exposed."""
+
+    unit_nano: int
+    window_s: float
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway's configuration; durations in seconds.
 
     `wallet_domains` are those that wallets may sign for to get a worker key; without any they get none. `liteservers`
     are where the chain is read, None where there is no chain. `stake_unbond_s_min` and `stake_bounty_bps_min` are what
-    a worker's stake has to say at least.
+    a worker's stake has to say at least; `stakes` None gives requests to workers without any as to others.
     `gateway_key` (64 hexadecimal digits) signs tickets by the operator's `delegation`; both are None in development
     where nothing was said.
     """
@@ -167,6 +176,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stake_bounty_bps_min: int
     liteservers: tuple[Liteserver, ...] | None = None
     escrows: EscrowSettings | None = None
+    stakes: StakeSettings | None = None
 
     @property
     def production(self) -> bool:
@@ -220,6 +230,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         stake_bounty_bps_min=int(_number(env, "COCOON_STAKE_BOUNTY_BPS_MIN", 1_000, high=BOUNTY_BPS_MAX)),
         liteservers=liteservers_setting(env),
         escrows=_escrows(env, global_id),
+        stakes=read_stakes(env),
     )
 
 
@@ -239,6 +250,18 @@ def read_log(env: Mapping[str, str], network_secret: bytes, global_id: int) -> L
     except ValueError:
         raise SettingsError("COCOON_LOG_KEY must be 64 hexadecimal digits") from None
     return LogSettings(origin=origin, seed=Secret(seed))
+
+
+def read_stakes(environment: Mapping[str, str] | None = None) -> StakeSettings | None:
+    """None where workers need no stake.
+
+    Raises:
+        SettingsError: a value is malformed.
+    """
+    env = os.environ if environment is None else environment
+    unit_nano = int(_number(env, "COCOON_STAKE_PER_UNIT_NANO", 0, high=10**18))
+    window_s = _number(env, "COCOON_AUDIT_WINDOW_S", AUDIT_WINDOW_S, low=60, high=2**31)
+    return StakeSettings(unit_nano=unit_nano, window_s=window_s) if unit_nano else None
 
 
 def _signing(env: Mapping[str, str]) -> tuple[Secret | None, bytes | None]:

@@ -77,8 +77,8 @@ class Enrollee:
         assert answer.status_code == 200, answer.text
         return msgspec.json.decode(answer.content, type=Challenge).nonce
 
-    def evidence(self, nonce: bytes | None, age_s: int = 0) -> Evidence:
-        return self.tee.evidence(self.identity.raw, beacon(age_s), nonce)
+    def evidence(self, nonce: bytes | None, age_s: int = 0, named: Beacon | None = None) -> Evidence:
+        return self.tee.evidence(self.identity.raw, named or beacon(age_s), nonce)
 
     def quoting(self, evidence: Evidence, **changes: Any) -> Evidence:
         """The same statement, quoted by a trust domain that differs."""

@@ -1,7 +1,7 @@
 """A real PostgreSQL for tests: the embedded binaries, run by us on loopback, one server per test process.
 
-Each test that asks for `database_url` gets its own database, cloned from a migrated template. Tests that hurt the
-server ask for `own_postgres`. Processes are ended by their ids.
+Each test that asks for `database_url` gets its own database, cloned from a migrated template; `pool`, `connection` and
+`ledger` are on it. Tests that hurt the server ask for `own_postgres`. Processes are ended by their ids.
 """
 
 import asyncio
@@ -17,14 +17,17 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
 import pytest
 
+from billing.postgres.check import broken_invariants
+from billing.postgres.ledger import PostgresLedger
 from billing.postgres.migrate import migrate
+from billing.postgres.pool import Connection, Pool, connect, open_pool
 from cli.dev.address import free_port
 
 T = TypeVar("T")
@@ -207,6 +210,26 @@ def database_url(postgres_server: PostgresServer, migrated_template: str) -> Ite
     """URL of a fresh migrated database of this test's own."""
     with cloned_database(postgres_server, migrated_template) as url:
         yield url
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    async with open_pool(database_url, application="test") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[Connection]:
+    async with connect(database_url, application="test") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def ledger(pool: Pool, connection: Connection) -> AsyncIterator[PostgresLedger]:
+    """A ledger whose books must balance when the test is over."""
+    async with PostgresLedger(pool) as opened:
+        yield opened
+    assert await broken_invariants(connection) == []
 
 
 @pytest.fixture

@@ -55,6 +55,12 @@ class MemoryChain:
         self._require_available()
         return self._block(self.seqno)
 
+    async def block(self, seqno: int) -> BlockRef:
+        self._require_available()
+        if seqno not in self._times:
+            raise ChainUnavailableError
+        return self._block(seqno)
+
     async def account(self, address: Address, block: BlockRef | None = None) -> AccountState:
         self._require_available()
         seqno = self.seqno if block is None else block.seqno

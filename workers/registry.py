@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cocoon.clock import Clock
 from cocoon.endpoints import ENDPOINTS, Endpoint, EndpointName
 from cocoon.enrolment import HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX, Heartbeat
+from workers.covers import Cover, endless_cover
 from workers.enrolments import admit, upstream
 from workers.load import TargetLoad
 from workers.targets import EvidenceLevel, Requirement, Target, Upstream, Worker, upstream_id_of, worker_id_of
@@ -39,7 +40,7 @@ EARLY_HEARTBEATS_MAX = 4096
 class Member:
     """One target in the registry, with what this process knows about its state."""
 
-    __slots__ = ("expires_at", "former", "load", "reports", "seen_at", "suspended", "target", "target_id")
+    __slots__ = ("cover", "expires_at", "former", "load", "reports", "seen_at", "suspended", "target", "target_id")
 
     def __init__(self, target: Target, *, expires_at: float, reports: bool) -> None:
         self.target = target
@@ -52,7 +53,9 @@ class Member:
         """The keyset before this one, which its agent honours until then: clients may have sealed for it."""
         self.seen_at = -math.inf if reports else math.inf
         self.suspended = False
-        """Whether it is kept out of rotation: for what it claimed (`Registry.set_standing`), or in quarantine."""
+        """Whether it is kept out of rotation: for what it claimed (`Registry.set_standing`), a slash, a quarantine."""
+        self.cover: Cover | None = None if reports else endless_cover(self.target_id)
+        """What stands behind it; None where no stake does (`Registry.set_covers`)."""
 
     def keyset_among(self, digests: frozenset[bytes], now: float) -> bytes | None:
         """Which of these keysets is a worker's, its present one first; never an upstream's."""
@@ -79,6 +82,7 @@ class Registry:
         self._held_at: float | None = None
         self._offences: Mapping[uuid.UUID, float] = {}
         self._suspended: frozenset[uuid.UUID] = frozenset()
+        self._covers: Mapping[bytes, Cover] = {}
 
     # Feeding
 
@@ -123,6 +127,12 @@ class Registry:
         Both stay with a worker's id over new enrolments, until they are set again.
         """
         self._offences, self._suspended = offences, suspended
+        for member in self._workers.values():
+            self._judge(member)
+
+    def set_covers(self, covers: Mapping[bytes, Cover]) -> None:
+        """The stakes that were seen, by account. They too stay over new enrolments, until they are set again."""
+        self._covers = covers
         for member in self._workers.values():
             self._judge(member)
 
@@ -210,9 +220,21 @@ class Registry:
         """Whether liveness is held, because heartbeats cannot arrive."""
         return self._held_at is not None
 
+    def covered(self) -> int:
+        """Live workers with a stake that has room."""
+        now = self._clock.monotonic()
+        return sum(
+            self._live(member, now) and member.cover is not None and member.cover.room_nano(now) > 0
+            for member in self._workers.values()
+        )
+
     def worker_ids(self) -> list[uuid.UUID]:
         """Every enrolled worker."""
         return list(self._workers)
+
+    def workers(self) -> list[Worker]:
+        """Every enrolled worker, live or not."""
+        return [member.target for member in self._workers.values() if isinstance(member.target, Worker)]
 
     def worker(self, worker_id: uuid.UUID) -> Worker | None:
         """An enrolled worker, live or not."""
@@ -256,9 +278,14 @@ class Registry:
             self.note_heartbeat(worker.worker_id, early[1], early[0])
 
     def _judge(self, member: Member) -> None:
-        member.load.offences = self._offences.get(member.target_id, 0.0)
-        quarantined = isinstance(member.target, Worker) and member.target.quarantined
-        member.suspended = quarantined or member.target_id in self._suspended
+        worker = member.target
+        assert isinstance(worker, Worker), "upstreams are the operator's own"
+        member.load.offences = self._offences.get(worker.worker_id, 0.0)
+        cover = self._covers.get(worker.stake)
+        covered = cover is not None and cover.units > 0 and cover.worker_id == worker.worker_id
+        member.cover = cover if covered else None
+        slashed = cover is not None and cover.slashed
+        member.suspended = worker.quarantined or slashed or worker.worker_id in self._suspended
 
     def _index(self) -> None:
         self._by_model = self._index_of(None)

@@ -8,11 +8,16 @@ The expected cost is in seconds until the first token, without thresholds that c
     ... divided by the share of recent requests that it did not fail
     ... times one more for each recent claim for more than it was owed (`Registry.set_standing`)
 
+Where the operator asks for stakes, candidates are drawn in proportion to their weight, `min(stake, capacity)` in
+requests in flight; who has no stake gets one request in a hundred, and nobody more than its stake covers
+(`workers.covers`).
+
 A target without measurements is taken for the median of its model's targets, so that a newcomer is neither flooded
 nor starved. Everything is decided synchronously; clock and dice are injected.
 """
 
 import enum
+import math
 import random
 import uuid
 from collections.abc import Callable
@@ -21,6 +26,7 @@ import structlog
 
 from cocoon.clock import Clock
 from cocoon.endpoints import Endpoint
+from workers.covers import Cover, Exploration
 from workers.errors import (
     EndpointUnsupportedError,
     ManifestUnservedError,
@@ -30,6 +36,7 @@ from workers.errors import (
 )
 from workers.load import RATE_DEFAULT, TargetLoad, median, saturation
 from workers.registry import Member, Registry, Requirement, Target
+from workers.sampling import weighted_pair
 
 PRESSURE_S = 0.25
 """Seconds that a half-used target is worth more than an idle one."""
@@ -41,6 +48,8 @@ RATE_KEPT_S = 1.0
 RATES_MAX = 4096
 BUSY_RETRY_S = 1.0
 """When to ask again while every target is at capacity."""
+LACKING_LOGGED_S = 10.0
+"""How often a process says that only workers without a stake are left."""
 RETRY_RATIO = 0.2
 RETRIES_PER_S_MIN = 5.0
 RETRY_BALANCE_MAX = 50.0
@@ -75,11 +84,14 @@ class DispatchOutcome(enum.StrEnum):
 class Dispatch:
     """One request at one target. It counts as in flight until `finish`, which must be called however it ends."""
 
-    __slots__ = ("_clock", "_finished", "_member", "_request", "_trial", "keyset_digest", "target")
+    __slots__ = (
+        "_clock", "_cover", "_exposed_nano", "_finished", "_member", "_request", "_trial", "keyset_digest", "target"
+    )  # fmt: skip
 
     def __init__(
-        self, clock: Clock, member: Member, prompt_tokens: int, now: float, keyset_digest: bytes | None = None
-    ) -> None:
+        self, clock: Clock, member: Member, prompt_tokens: int, now: float, keyset_digest: bytes | None = None,
+        cover: Cover | None = None, exposed_nano: int = 0,
+    ) -> None:  # fmt: skip
         self.target: Target = member.target
         self.keyset_digest = keyset_digest
         """Which of the worker's keysets the request was sealed for; None when it is not sealed."""
@@ -88,6 +100,10 @@ class Dispatch:
         self._trial = member.load.breaker.begin(now)
         self._request = member.load.begin(prompt_tokens, now)
         self._finished = False
+        self._cover = cover
+        self._exposed_nano = exposed_nano
+        if cover is not None:
+            cover.take(exposed_nano)
 
     @property
     def target_id(self) -> uuid.UUID:
@@ -134,11 +150,20 @@ class Dispatch:
         if after is not before:
             _log.info("breaker_changed", target=self.target.name, target_id=str(self.target_id), state=after.value)
 
+    def uncover(self, earned_nano: int = 0) -> None:
+        """Give back what the worker's stake had to cover, once: nothing will be booked, or this was, durably."""
+        cover, self._cover = self._cover, None
+        if cover is not None:
+            cover.put_back(self._exposed_nano, min(earned_nano, self._exposed_nano))
+
 
 class Router:
-    """Chooses targets from a registry."""
+    """Chooses targets from a registry. `staked`: workers need a stake (`Registry.set_covers`)."""
 
-    def __init__(self, registry: Registry, clock: Clock, rng: random.Random) -> None:
+    def __init__(self, registry: Registry, clock: Clock, rng: random.Random, *, staked: bool = False) -> None:
+        self.staked = staked
+        self._exploration = Exploration()
+        self._lacking_logged_at = -math.inf
         self._registry = registry
         self._clock = clock
         self._rng = rng
@@ -158,18 +183,20 @@ class Router:
         cheapest: bool = False,
         manifest: bytes | None = None,
         keysets: frozenset[bytes] | None = None,
+        exposed_nano: int = 0,
     ) -> Dispatch:
         """A target for a request whose prompt has at most `prompt_tokens_bound` tokens; it counts as dispatched.
 
         `endpoint` is what it must serve the model at; None is any. `exclude` holds targets already tried, `only` and
         `ignore` name targets by name or id. With `cheapest`, of the targets with room those are chosen from that
         `quote` least, and the expected cost in seconds comes second. `keysets` are the only ones that can do it, for a
-        sealed request, and `manifest` is the digest of the only model manifest that will do.
+        sealed request, and `manifest` is the digest of the only model manifest that will do. `exposed_nano` is the
+        most that it can cost anywhere, which a worker's stake has to cover until `Dispatch.uncover`.
 
         Raises:
             ModelNotFoundError: nobody serves the model.
             EndpointUnsupportedError: nobody serves it at this endpoint.
-            WorkersBusyError: those who could are at capacity or asked for a pause.
+            WorkersBusyError: those who could are at capacity, asked for a pause, or have as much as their stakes cover.
             NoWorkerError: none is live, allowed and sound.
             ManifestUnservedError: none of those that are live serves it from this manifest.
         """
@@ -186,22 +213,16 @@ class Router:
             candidates = [member for member in candidates if member.keyset_among(keysets, now) is not None]
         if quote is not None:
             candidates = [member for member in candidates if quote(member.target) is not None]
-        free: list[Member] = []
-        reported_full: list[Member] = []
-        for member in candidates:
-            load = member.load
-            if load.in_flight >= load.capacity or not load.breaker.allows(now):
-                continue
-            (free if load.in_flight_estimate < load.capacity else reported_full).append(member)
-        # A heartbeat is up to two seconds old: a target that it calls full may be asked when nobody else is left.
-        pool = free or reported_full
-        if not pool:
-            raise _refusal(candidates, now)
+        pool = self._with_room(model, candidates, now, exposed_nano, cheapest=cheapest)
         if cheapest and quote is not None:
             pool = _cheapest(pool, quote)
         member = self._pick(model, pool, prompt_tokens_bound, now)
         keyset_digest = None if keysets is None else member.keyset_among(keysets, now)
-        return Dispatch(self._clock, member, prompt_tokens_bound, now, keyset_digest)
+        cover = None
+        if self.staked:
+            cover = member.cover
+            self._exploration.note(proven=cover is not None)
+        return Dispatch(self._clock, member, prompt_tokens_bound, now, keyset_digest, cover, exposed_nano)
 
     def has_asks(self, model: str) -> bool:
         """See `Registry.has_asks`."""
@@ -221,18 +242,66 @@ class Router:
             members = _pinned(members, manifest)
         return [member.target for member in _allowed(members, frozenset(), require, only, ignore)]
 
+    def _with_room(
+        self, model: str, candidates: list[Member], now: float, exposed_nano: int, *, cheapest: bool
+    ) -> list[Member]:
+        """Those to choose from, at least one.
+
+        Raises:
+            WorkersBusyError, NoWorkerError: see `choose`.
+        """
+        staked, free, reported_full = self.staked, list[Member](), list[Member]()
+        for member in candidates:
+            load = member.load
+            if load.in_flight >= load.capacity or not load.breaker.allows(now):
+                continue
+            if staked and (cover := member.cover) is not None and cover.room_nano(now) < exposed_nano:
+                cover.miss(exposed_nano)
+                continue
+            (free if load.in_flight_estimate < load.capacity else reported_full).append(member)
+        # A heartbeat is up to two seconds old: a target that it calls full may be asked when nobody else is left.
+        if staked:
+            pool = self._backed(free, cheapest=cheapest) or self._backed(reported_full, cheapest=cheapest)
+        else:
+            pool = free or reported_full
+        if not pool:
+            raise self._refusal(model, candidates, now)
+        return pool
+
     def _pick(self, model: str, pool: list[Member], prompt_tokens: int, now: float) -> Member:
         count = len(pool)
         if count == 1:
             return pool[0]
-        first = int(self._rng.random() * count)
-        second = int(self._rng.random() * (count - 1))
-        one, other = pool[first], pool[second + (second >= first)]
+        if self.staked and pool[0].cover is not None:
+            first, second = weighted_pair([_weight(member) for member in pool], self._rng)
+        else:
+            first = int(self._rng.random() * count)
+            second = int(self._rng.random() * (count - 1))
+            second += second >= first
+        one, other = pool[first], pool[second]
         elsewhere = self._median_rate(model, now)
         # The pair is in random order, so this breaks ties at random.
         if cost_s(other.load, prompt_tokens, elsewhere, now) < cost_s(one.load, prompt_tokens, elsewhere, now):
             return other
         return one
+
+    def _backed(self, members: list[Member], *, cheapest: bool) -> list[Member]:
+        """Those with a stake; those without one where one of them is due. Nobody looks for them at a higher price."""
+        if self._exploration.due and not cheapest:
+            unproven = [member for member in members if member.cover is None]
+            if unproven:
+                return unproven
+        return [member for member in members if member.cover is not None]
+
+    def _refusal(self, model: str, candidates: list[Member], now: float) -> NoWorkerError | WorkersBusyError:
+        """Busy when time alone helps, and for how long. Time alone brings nobody a stake."""
+        if self.staked:
+            proven = [member for member in candidates if member.cover is not None]
+            if candidates and not proven and now >= self._lacking_logged_at + LACKING_LOGGED_S:
+                self._lacking_logged_at = now
+                _log.warning("no_worker_has_a_stake", model=model, unproven=len(candidates))
+            candidates = proven
+        return _refusal(candidates, now)
 
     def _median_rate(self, model: str, now: float) -> float:
         kept = self._rates.get(model)
@@ -248,6 +317,11 @@ class Router:
             self._rates.clear()
         self._rates[model] = (now + RATE_KEPT_S, value)
         return value
+
+
+def _weight(member: Member) -> float:
+    assert member.cover is not None, "weights are of those with a stake"
+    return min(member.cover.units, member.load.capacity)
 
 
 def cost_s(load: TargetLoad, prompt_tokens: int, elsewhere: float, now: float) -> float:

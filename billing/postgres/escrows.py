@@ -88,16 +88,21 @@ class Escrows:
             return await _find(connection, None, address)
 
     async def of_customer(self, customer_id: uuid.UUID) -> tuple[Escrow, ...]:
-        """A customer's escrows, the oldest first; closed ones too."""
+        """A customer's escrows, the oldest first; after them the closed ones."""
         async with acquired(self._pool) as connection:
             rows = await connection.fetch(_SQL["find_escrows"], customer_id, None, PAGE_MAX)
-        return tuple(read_escrow(row) for row in rows)
+        return tuple(_escrow(row) for row in rows)
+
+    async def all(self) -> list[Escrow]:
+        """Every escrow that was ever registered."""
+        async with acquired(self._pool) as connection:
+            return [_escrow(row) for row in await connection.fetch(_SQL["find_escrows"], None, None, None)]
 
     async def watched(self, after: uuid.UUID | None = None, limit: int = PAGE_MAX) -> tuple[Escrow, ...]:
         """Escrows that can change or have something unfinished, by id, behind `after`."""
         async with acquired(self._pool) as connection:
             rows = await connection.fetch(_SQL["watched_escrows"], after or uuid.UUID(int=0), limit)
-        return tuple(read_escrow(row) for row in rows)
+        return tuple(_escrow(row) for row in rows)
 
     async def observe(self, customer_id: uuid.UUID, address: str, seen: EscrowSeen) -> Observed:
         """Book what a block showed of an escrow; an older block than the last changes nothing.
@@ -124,12 +129,11 @@ class Escrows:
             escrow = await _locked(connection, customer_id, address)
             return Observed(escrow, (*moved, *refunds), refund_deferred=not refunds)
 
-    async def attribute(self, customer_id: uuid.UUID) -> tuple[Escrow, ...]:
-        """Give the customer's new charges to its escrows; returns all of its escrows after it, by id."""
+    async def attribute(self, customer_id: uuid.UUID) -> None:
+        """Give the customer's new charges to its escrows."""
         async with transaction(self._pool) as connection:
-            await connection.fetch(_SQL["lock_escrows"], customer_id)
+            await connection.fetch(_SQL["lock_escrows"], customer_id, None)
             await _attribute(connection, customer_id)
-            return await _lock_all(connection, customer_id)
 
     async def attribute_all(self) -> None:
         """Give every customer's new charges to its escrows."""
@@ -233,7 +237,7 @@ class Escrows:
             return await _last_voucher(connection, escrow_id, signer, at_most_nano)
 
 
-def read_escrow(row: Record) -> Escrow:
+def _escrow(row: Record) -> Escrow:
     """An escrow from its row."""
     return Escrow(
         escrow_id=row["id"],
@@ -314,26 +318,22 @@ async def _attribute(connection: Connection, customer_id: uuid.UUID) -> None:
     cursor = await connection.fetchrow(_SQL["unattributed"], customer_id)
     if cursor is None or not cursor["unattributed"]:
         return
-    rows = await connection.fetch(_SQL["find_escrows"], customer_id, None, PAGE_MAX)
-    given = attribute(cursor["unattributed"], [read_escrow(row) for row in rows])
+    rows = await connection.fetch(_SQL["find_escrows"], customer_id, None, ESCROWS_PER_CUSTOMER_MAX)
+    given = attribute(cursor["unattributed"], [_escrow(row) for row in rows])
     await connection.execute(_SQL["add_charged"], list(given), list(given.values()))
     await connection.execute(_SQL["add_attributed"], customer_id, cursor["unattributed"])
 
 
-async def _lock_all(connection: Connection, customer_id: uuid.UUID) -> tuple[Escrow, ...]:
-    return tuple(read_escrow(row) for row in await connection.fetch(_SQL["lock_escrows"], customer_id))
-
-
 async def _locked(connection: Connection, customer_id: uuid.UUID, address: str) -> Escrow:
-    for escrow in await _lock_all(connection, customer_id):
-        if escrow.terms.address == address:
-            return escrow
+    for row in await connection.fetch(_SQL["lock_escrows"], customer_id, address):
+        if row["address"] == address:
+            return _escrow(row)
     raise UnknownEscrowError
 
 
 async def _find(connection: Connection, customer_id: uuid.UUID | None, address: str) -> Escrow | None:
     rows: Sequence[Record] = await connection.fetch(_SQL["find_escrows"], customer_id, address, 1)
-    return read_escrow(rows[0]) if rows else None
+    return _escrow(rows[0]) if rows else None
 
 
 async def _last_voucher(

@@ -33,7 +33,8 @@ FROM escrows
 WHERE customer_id = $1 AND state <> 'closed';
 
 -- name: find_escrows
--- Escrows of customer $1, or of everybody (NULL), with address $2 or any (NULL); oldest first.
+-- Up to $3 (NULL: all) escrows of customer $1, or of everybody (NULL), with address $2 or any (NULL). The oldest first,
+-- but closed ones, of which a customer may have any number, behind the others.
 SELECT
     id,
     customer_id,
@@ -64,7 +65,7 @@ SELECT
     agreed_signature
 FROM escrows
 WHERE ($1::uuid IS NULL OR customer_id = $1) AND ($2::text IS NULL OR address = $2)
-ORDER BY created_at, id
+ORDER BY state = 'closed', created_at, id
 LIMIT $3;
 
 -- name: watched_escrows
@@ -103,7 +104,7 @@ ORDER BY id
 LIMIT $2;
 
 -- name: lock_escrows
--- The escrows of customer $1, locked in id order.
+-- The escrows of customer $1 that are not closed, and the one at address $2; locked in id order.
 SELECT
     id,
     customer_id,
@@ -133,7 +134,7 @@ SELECT
     agreed_nano,
     agreed_signature
 FROM escrows
-WHERE customer_id = $1
+WHERE customer_id = $1 AND (state <> 'closed' OR address = $2)
 ORDER BY id
 FOR UPDATE;
 

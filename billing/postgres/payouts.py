@@ -27,7 +27,6 @@ from billing.postgres.statements import load_statements
 from cocoon.addresses import Address
 from cocoon.contracts.payout import Earnings, EpochTree
 
-EPOCHS_MAX = 10_000
 _SQL = load_statements("payouts.sql")
 _TODAY = load_statements("escrows.sql")["today"]
 _PAYOUT = Side(AccountKind.PAYOUT_ASSET)
@@ -188,8 +187,9 @@ class Payouts:
 
 async def _require_our_roots(connection: Connection, seen: PayoutSeen) -> None:
     """What is active or pending on the chain is what we fixed: nobody else may post, and we post nothing else."""
-    ours = {row["epoch"]: row["root"] for row in await connection.fetch(_SQL["all_epochs"], EPOCHS_MAX)}
-    for epoch, root in ((seen.active_epoch, seen.active_root), (seen.pending_epoch, seen.pending_root)):
+    shown = {seen.active_epoch: seen.active_root, seen.pending_epoch: seen.pending_root}
+    ours = {row["epoch"]: row["root"] for row in await connection.fetch(_SQL["roots"], list(shown))}
+    for epoch, root in shown.items():
         if epoch and ours.get(epoch) != root:
             raise ChainContradictionError(f"the chain's root of epoch {epoch} is not ours")
 

@@ -124,18 +124,12 @@ FROM epochs
 ORDER BY epoch DESC
 LIMIT 1;
 
--- name: all_epochs
+-- name: roots
 SELECT
     epoch,
-    root,
-    total_nano,
-    earned_nano,
-    created_at,
-    posted_at,
-    active_at
+    root
 FROM epochs
-ORDER BY epoch DESC
-LIMIT $1;
+WHERE epoch = ANY($1::bigint[]);
 
 -- name: insert_epoch
 INSERT INTO epochs (epoch, root, total_nano, earned_nano)

@@ -97,32 +97,3 @@ INNER JOIN api_keys AS own ON named.key_id = own.id
 WHERE account.kind = 'worker_payable' AND own.wallet IS NOT NULL
 GROUP BY own.wallet
 ORDER BY own.wallet;
-
--- name: all_escrows
-SELECT
-    id,
-    customer_id,
-    address,
-    code_hash,
-    config,
-    client,
-    epoch,
-    voucher_key,
-    operator_key,
-    challenge_s,
-    allow_max_nano,
-    allow_rate_nano,
-    state,
-    deposited_nano,
-    settled_nano,
-    owed_nano,
-    refunded_nano,
-    charged_nano,
-    allow_at_nano,
-    allow_time,
-    close_requested_at,
-    usage_root,
-    seen_seqno,
-    seen_at
-FROM escrows
-ORDER BY id;

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from billing.escrows import Escrow, EscrowState
 from billing.payouts import Payee
 from billing.postgres.check import broken_invariants
-from billing.postgres.escrows import read_escrow
+from billing.postgres.escrows import Escrows
 from billing.postgres.payouts import Payouts
 from billing.postgres.pool import Connection, Pool, Record, acquired
 from billing.postgres.statements import load_statements
@@ -44,7 +44,7 @@ async def reconcile(pool: Pool, chain: Chain, payout: Address) -> Report:
         epochs = await connection.fetch(_SQL["epochs_with_leaves"])
         earned = {row["wallet"]: row for row in await connection.fetch(_SQL["earned_by_payee"])}
         contract = await connection.fetchrow(_SQL["contract_in_the_books"])
-    escrows = await _all_escrows(pool)
+    escrows = await Escrows(pool).all()
     settled, owed = 0, 0
     for escrow in escrows:
         nano = await _escrow(chain, head, escrow, ties)
@@ -113,11 +113,6 @@ async def _receipts(connection: Connection, ties: Ties) -> None:
     ):
         booked = int(balances[kind][side]) if kind in balances else 0
         ties.equal("usage", "all", what, ("usage", int(totals[column])), ("transfers", booked))
-
-
-async def _all_escrows(pool: Pool) -> list[Escrow]:
-    async with acquired(pool) as connection:
-        return [read_escrow(row) for row in await connection.fetch(_SQL["all_escrows"])]
 
 
 async def _escrow(chain: Chain, head: BlockRef, escrow: Escrow, ties: Ties) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """The chain as billing sees it: one head, accounts with proofs, an account's transactions, and a way to send.
 
-A port of four methods; `billing.ton.liteclient` is the real one, `tests/memory_chain.py` the double. Credit follows
+A port of five methods; `billing.ton.liteclient` is the real one, `tests/memory_chain.py` the double. Credit follows
 contract state read at a named block, never a sender's claim. Amounts are nano.
 """
 
@@ -105,6 +105,10 @@ class Chain(Protocol):
 
     async def head(self) -> BlockRef:
         """The last masterchain block that is known; it never goes back."""
+        ...
+
+    async def block(self, seqno: int) -> BlockRef:
+        """The masterchain block of a number; that it is in the chain is as sure as which one is the last."""
         ...
 
     async def account(self, address: Address, block: BlockRef | None = None) -> AccountState:

@@ -24,7 +24,7 @@ from billing.ton.chain import (
     MessageRefusedError,
 )
 from billing.ton.history import read_page
-from billing.ton.proofs import account_id, block_id, read_account, read_header
+from billing.ton.proofs import MASTERCHAIN, WHOLE_SHARD, account_id, block_id, read_account, read_header
 from billing.ton.settings import Liteserver
 from cocoon.addresses import Address
 from cocoon.clock import Clock
@@ -36,7 +36,9 @@ PAUSE_S_MIN, PAUSE_S_MAX = 0.2, 15.0
 BEHIND_BLOCKS_MAX = 32
 """A head so much older than one that was seen is no head: the liteserver is lagging."""
 HEADERS_MAX = 256
-"""Block times that are remembered."""
+"""Blocks whose headers are remembered."""
+_BY_SEQNO = 1
+"""Mode of `lookupBlock`."""
 _PAGE = 16
 """Most transactions of one answer (TON's own limit)."""
 _BROKEN = (
@@ -173,7 +175,7 @@ class LiteChain:
         self._peers = [_Peer(server, clock, answer_s=answer_s) for server in servers]
         self._global_id = global_id
         self._head: BlockRef | None = None
-        self._times: dict[bytes, int] = {}
+        self._blocks: dict[str, BlockRef] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -208,6 +210,24 @@ class LiteChain:
                 return known
             failure = ChainUnavailableError(f"liteserver {peer.server} is {known.seqno - found.seqno} blocks behind")
             peer.rest()
+        raise failure
+
+    async def block(self, seqno: int) -> BlockRef:
+        """The masterchain block of a number. Its header is proven; that it is in the chain is a liteserver's word.
+
+        Raises:
+            ChainUnavailableError: no liteserver answered, or none has a block of that number (any more).
+            ChainProofError: the header does not prove itself, or is of another number or network.
+        """
+        asked = {"workchain": MASTERCHAIN, "shard": WHOLE_SHARD, "seqno": seqno}
+        data: dict[str, Any] = {"mode": _BY_SEQNO, "id": asked, "lt": None, "utime": None}
+        failure: Exception = ChainUnavailableError()
+        for peer in self._in_turn():
+            try:
+                answer = await self._asked(peer, "lookupBlock", data)
+                return self._proven(answer["id"], answer["header_proof"], seqno)
+            except (ChainUnavailableError, ChainProofError) as error:
+                failure = _worse(failure, error)
         raise failure
 
     async def account(self, address: Address, block: BlockRef | None = None) -> AccountState:
@@ -280,17 +300,21 @@ class LiteChain:
 
     async def _head_of(self, peer: _Peer) -> BlockRef:
         last: dict[str, Any] = (await self._asked(peer, "getMasterchainInfo", {}))["last"]
-        root_hash = bytes.fromhex(last["root_hash"])
-        gen_utime = self._times.get(root_hash)
-        if gen_utime is None:
+        known = self._blocks.get(last["root_hash"])
+        if known is None:
             answer = await self._asked(peer, "getBlockHeader", {"id": last, "mode": 0})
-            seqno, gen_utime = read_header(answer["header_proof"], root_hash, global_id=self._global_id)
-            if seqno != last["seqno"]:
-                raise ChainProofError("the last block has another number than the liteserver says")
-            if len(self._times) >= HEADERS_MAX:
-                self._times.pop(next(iter(self._times)))
-            self._times[root_hash] = gen_utime
-        return BlockRef(last["seqno"], root_hash, bytes.fromhex(last["file_hash"]), gen_utime)
+            known = self._proven(last, answer["header_proof"], last["seqno"])
+            if len(self._blocks) >= HEADERS_MAX:
+                self._blocks.pop(next(iter(self._blocks)))
+            self._blocks[last["root_hash"]] = known
+        return known
+
+    def _proven(self, said: dict[str, Any], header_proof: bytes, seqno: int) -> BlockRef:
+        root_hash = bytes.fromhex(said["root_hash"])
+        found, gen_utime = read_header(header_proof, root_hash, global_id=self._global_id)
+        if found != seqno:
+            raise ChainProofError("the block has another number than the liteserver says")
+        return BlockRef(seqno, root_hash, bytes.fromhex(said["file_hash"]), gen_utime)
 
     async def _page(
         self, address: Address, lt: int, hash_: bytes, count: int

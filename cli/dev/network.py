@@ -323,10 +323,10 @@ class Network:
         agreed = 0
         while agreed < ROUTABLE_ANSWERS * self._settings.processes:
             facts = await self._facts(client)
-            agreed = agreed + 1 if facts.ready and facts.workers() >= len(WORKERS) else 0
+            agreed = agreed + 1 if facts.ready and facts.routable() >= len(WORKERS) else 0
             if self._clock.monotonic() > deadline:
                 raise DevError(
-                    f"the gateway routes to {facts.workers()} of {len(WORKERS)} workers; see {self._state.logs}"
+                    f"the gateway routes to {facts.routable()} of {len(WORKERS)} workers; see {self._state.logs}"
                 )
             if not agreed:
                 await asyncio.sleep(ROUTABLE_POLL_SECONDS)
@@ -430,10 +430,15 @@ class _Facts(msgspec.Struct, frozen=True):
 
     ready: bool = False
     models: dict[str, int] = {}
+    workers_staked: int = 0
 
     def workers(self) -> int:
         """How many serve our model."""
         return self.models.get(MODEL, 0)
+
+    def routable(self) -> int:
+        """How many have a stake, too: the others would hardly get a request."""
+        return min(self.workers(), self.workers_staked)
 
 
 async def _get(client: httpx.AsyncClient, url: str) -> httpx.Response | None:

@@ -52,6 +52,8 @@ SETTLE_MIN_TON = "0.001"
 CLAIM_MIN_TON = "0.000000001"
 """Far below what a claim costs, so that a payout is seen; on a real network it is above."""
 STAKE_NANO = 10 * NANO_PER_UNIT
+STAKE_PER_UNIT_NANO = NANO_PER_UNIT
+"""So that a worker's stake is worth more requests in flight than its engine takes."""
 UNBOND_S = 600
 """Minutes, as above; on a real network longer than evidence is good for."""
 BOUNTY_BPS = 1_000
@@ -205,6 +207,8 @@ class SettlementSetup:
             "COCOON_PAYOUT_CONTRACT": str(self.payout),
             "COCOON_SETTLEMENT_KEY_PUBLIC": self.voucher_key.hex(),
             "COCOON_ESCROW_CHALLENGE_S_MIN": str(CHALLENGE_S),
+            "COCOON_STAKE_PER_UNIT_NANO": str(STAKE_PER_UNIT_NANO),
+            "COCOON_AUDIT_WINDOW_S": str(UNBOND_S),
             "COCOON_STAKE_UNBOND_S_MIN": str(UNBOND_S),
         }
 

@@ -94,7 +94,7 @@ class RegisteredView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EscrowsView(msgspec.Struct, frozen=True, kw_only=True):
-    """The organisation's escrows, the oldest first, and the terms for new ones (null where none are taken)."""
+    """The organisation's escrows, oldest first and closed ones last, and the terms for new ones (null: none taken)."""
 
     object: Literal["list"] = "list"
     terms: TermsView | None

@@ -30,4 +30,6 @@ def readyz(services: Services) -> Response[dict[str, Any]]:
         "unsettled": services.settler.pending,
         "ledger": msgspec.structs.asdict(services.ledger.facts),
     }
+    if services.settings.stakes is not None:
+        facts["workers_staked"] = services.registry.covered()
     return Response(facts, status_code=200 if facts["ready"] else 503)

@@ -21,6 +21,7 @@ from cocoon.enrolment import (
     EnrolAnswer,
     EnrolRequest,
     Heartbeat,
+    HeartbeatAnswer,
     Reason,
     StakeTermsAnswer,
     Token,
@@ -60,7 +61,8 @@ class WorkersController(Controller):
         """A nonce for the evidence of one enrolment."""
         principal = worker_of(request, services)
         nonce = await services.attestations.challenge(principal.key_id)
-        return Response(msgspec.json.encode(Challenge(nonce, CHALLENGE_S)), media_type="application/json")
+        challenge = Challenge(nonce, CHALLENGE_S, services.beacons.head)
+        return Response(msgspec.json.encode(challenge), media_type="application/json")
 
     @post(ENROL_PATH, status_code=200)
     async def enrol(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
@@ -107,8 +109,8 @@ class WorkersController(Controller):
         )
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
-    @post(HEARTBEAT_PATH, status_code=204)
-    async def heartbeat(self, request: Request[Any, Any, Any], services: Services) -> None:
+    @post(HEARTBEAT_PATH, status_code=200)
+    async def heartbeat(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:
         """Note that a worker is alive and how loaded it is. 401 tells it to enrol again."""
         claims = _claims(request, services)
         beat: Heartbeat = await decoded(request, _heartbeat_decoder)
@@ -117,6 +119,10 @@ class WorkersController(Controller):
             await services.heartbeats.publish(claims.worker_id, beat)
         except HeartbeatBusUnavailableError as error:
             log.warning("heartbeat_not_published", code=error.code)
+        head = services.beacons.head
+        if head is None:
+            return Response(b"", status_code=204)
+        return Response(msgspec.json.encode(HeartbeatAnswer(head)), media_type="application/json")
 
     @post(RENEW_PATH, status_code=200)
     async def token(self, request: Request[Any, Any, Any], services: Services) -> Response[bytes]:

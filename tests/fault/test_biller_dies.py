@@ -8,7 +8,6 @@ import contextlib
 import datetime as dt
 import random
 import uuid
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -17,7 +16,7 @@ from billing.postgres.account import Accounts
 from billing.postgres.check import broken_invariants
 from billing.postgres.escrows import Escrows
 from billing.postgres.ledger import PostgresLedger
-from billing.postgres.pool import Connection, Pool, connect, open_pool
+from billing.postgres.pool import Connection, Pool
 from billing.postgres.turn import Turn, TurnLostError, turn
 from billing.settlement import actions
 from billing.settlement.biller import Biller
@@ -135,18 +134,6 @@ class Contracts(MemoryChain):
         held = TON + self.payout.received_nano - self.payout.paid_nano
         self.put(PAYOUT, self.payout.encode(), code=code_of("payout"), balance_nano=held)
         self.put(CHILD, self.child.encode(), code=CONFIG.account_code)
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    async with open_pool(database_url, application="test") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[Connection]:
-    async with connect(database_url, application="test") as opened:
-        yield opened
 
 
 def settings() -> BillerSettings:

@@ -49,12 +49,6 @@ def leased_ledger(pool: Pool, database_url: str, *, terms: LeaseTerms | None = N
 
 
 @pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    async with open_pool(database_url, application="test") as opened:
-        yield opened
-
-
-@pytest.fixture
 async def ledger(pool: Pool, database_url: str) -> AsyncIterator[LeasedLedger]:
     """A ledger whose books must balance when the test is over, with no lease left."""
     async with leased_ledger(pool, database_url) as opened:

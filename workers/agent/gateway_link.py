@@ -23,6 +23,7 @@ from cocoon.enrolment import (
     EnrolAnswer,
     EnrolRequest,
     Heartbeat,
+    HeartbeatAnswer,
     ServedModel,
     Token,
 )
@@ -33,6 +34,7 @@ from workers.agent.engines.ports import Engine
 from workers.agent.keys import Identity, KeyRing
 from workers.agent.receipt_store import ReceiptStoreError
 from workers.agent.settings import Settings, SettingsError
+from workers.agent.tees.beacons import ToldBeacons
 from workers.agent.tees.ports import TEE, EvidenceError
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -68,10 +70,11 @@ class GatewayLink:
 
     def __init__(
         self, settings: Settings, *, url: str, keys: KeyRing, admission: Admission, engine: Engine, tee: TEE,
-        credit: OperatorCredit, rng: random.Random, manifest: bytes = b"",
+        beacons: ToldBeacons, credit: OperatorCredit, rng: random.Random, manifest: bytes = b"",
     ) -> None:  # fmt: skip
         self._credit = credit
         self._tee = tee
+        self._beacons = beacons
         self._manifest = manifest
         self._settings = settings
         self._url = url
@@ -189,6 +192,7 @@ class GatewayLink:
         if challenge is None:
             _log.warning("challenge_failed", status=status)
             return None
+        self._beacons.note(challenge.beacon)
         try:
             return await self._tee.evidence(identity.raw, challenge.nonce)
         except EvidenceError as error:
@@ -221,12 +225,15 @@ class GatewayLink:
         while True:
             self._nudge.clear()
             beat = msgspec.json.encode(await self._heartbeat())
-            status, _ = await self._post(HEARTBEAT_PATH, self._token or answer.token, beat)
+            status, raw = await self._post(HEARTBEAT_PATH, self._token or answer.token, beat)
             if status == _UNAUTHORISED:
                 _log.info("token_refused")
                 # A gateway that admits and then refuses must not be hammered.
                 await asyncio.sleep(BACKOFF_S_FIRST)
                 return False
+            if status == _OK:
+                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                    self._beacons.note(msgspec.json.decode(raw, type=HeartbeatAnswer).beacon)
             if not self._admission.draining:
                 if self._keys.current.renewal_due_s <= 0:
                     return True

@@ -34,7 +34,8 @@ from workers.agent.settings import Settings
 from workers.agent.signatures import SignatureAsker, SignatureVerifier, Unsigned
 from workers.agent.staking import StakedKey, read_staked_key
 from workers.agent.stating import Stater
-from workers.agent.tees.ports import TEE, NoChain, NoTEE
+from workers.agent.tees.beacons import ToldBeacons
+from workers.agent.tees.ports import TEE, BeaconSource, NoTEE
 from workers.agent.tees.simulated import SimulatedSource
 from workers.agent.tees.tdx import TDXSource, TSMReports
 
@@ -77,13 +78,12 @@ def new_engine(settings: Settings, clock: Clock, rng: random.Random, manifest: S
     return OpenAIEngine(settings)
 
 
-def new_tee(settings: Settings, clock: Clock) -> TEE:
-    """Where the evidence comes from.
+def new_tee(settings: Settings, beacons: BeaconSource) -> TEE:
+    """Where the evidence comes from. Its statements name the blocks of `beacons`.
 
     Raises:
         SimulationRefusedError: a simulated TEE in production, or on the main network.
     """
-    beacons = NoChain(clock)
     match settings.tee.kind:
         case "simulated":
             environment = "development" if settings.development else "production"
@@ -110,7 +110,8 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
         CocoonError: the listener, the engine or the enrolment cannot work as configured.
     """
     manifest = read_served(settings)
-    engine, tee = new_engine(settings, clock, rng, manifest), new_tee(settings, clock)
+    beacons = ToldBeacons(clock)
+    engine, tee = new_engine(settings, clock, rng, manifest), new_tee(settings, beacons)
     keys = KeyRing(clock, new_boot_id(rng), settings.keyset_s, manifest.digest, _staked(settings))
     store = ReceiptStore(settings.state_folder, settings.name, clock, grace_s=settings.receipt_grace_s)
     admission = Admission(clock, keys, settings.capacity)
@@ -138,8 +139,8 @@ async def serve(settings: Settings, clock: Clock, rng: random.Random) -> None:
     listener = _listen(settings)
     url = _public_url(settings, listener)
     link = GatewayLink(
-        settings, url=url, keys=keys, admission=admission, engine=engine, tee=tee, credit=credit, rng=rng,
-        manifest=manifest.raw,
+        settings, url=url, keys=keys, admission=admission, engine=engine, tee=tee, beacons=beacons, credit=credit,
+        rng=rng, manifest=manifest.raw,
     )  # fmt: skip
     verifier = SignatureVerifier(clock, link, settings.operator_key)
     sender = ReceiptSender(store, link, verifier, rng, grace_s=settings.receipt_grace_s)

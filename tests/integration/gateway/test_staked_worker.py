@@ -4,6 +4,8 @@ import asyncio
 import base64
 import pathlib
 
+from httpx import Response
+
 from cocoon.bundle import ReceiptBundle
 from cocoon.clock import SystemClock
 from cocoon.contracts.stake import delegation_statement
@@ -102,3 +104,41 @@ async def test_a_stake_that_returns_too_soon_is_refused(stack: Stack, tmp_path: 
     await until(lambda: "stake_refused" in stack.log("staked"))
 
     assert "86400 are asked" in stack.log("staked")
+
+
+async def test_a_worker_gets_requests_when_the_chain_has_shown_its_stake_and_until_it_is_slashed(
+    stack: Stack, tmp_path: pathlib.Path
+) -> None:
+    staked = a_staked_key(operator_key=operator_key())
+    await stack.start_gateway(processes=2, upstream=False, COCOON_STAKE_PER_UNIT_NANO="1000000000")
+    await stack.start_worker("staked", stack.engine, **environment(tmp_path, staked))
+    async with stack.client() as client:
+
+        async def served(status: int, times: int) -> None:
+            """Connections of their own, so that both processes are asked; it takes them a moment to have looked."""
+            agreed = 0
+
+            def judge(answer: Response) -> bool:
+                nonlocal agreed
+                agreed = agreed + 1 if answer.status_code == status else 0
+                return agreed == times
+
+            await stack.until_true(lambda: client.post(PATH, json=chat(), headers={"connection": "close"}), judge)
+
+        await served(503, 2)
+        await bond(stack, str(staked.address), "live", 10**9)
+        await served(200, 12)
+        [row] = await stack.rows("SELECT sum(amount_nano) AS nano FROM stake_covers")
+        assert 0 < row["nano"] <= 10**9
+        await bond(stack, str(staked.address), "slashed", 0)
+        await served(503, 12)
+    await stack.check_books()
+
+
+async def bond(stack: Stack, address: str, state: str, nano: int) -> None:
+    """What the biller would have seen."""
+    await stack.rows(
+        "UPDATE stakes SET state = $2, bond_nano = $3, owner = '0:' || repeat('44', 32), staked_key = $4,"
+        " unbond_s = 86400, seen_seqno = 1, seen_at = now() WHERE address = $1",
+        address, state, nano, bytes(32),
+    )  # fmt: skip

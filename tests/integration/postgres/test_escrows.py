@@ -117,13 +117,34 @@ async def test_charges_go_to_escrows_in_order_and_the_rest_to_other_credit(
     await escrows.observe(customer, first.terms.address, seen(1, 50))
     await escrows.observe(customer, second.terms.address, seen(1, 70))
     await spend(ledger, customer, 80)
-    charged = {one.terms.address: one.charged_nano for one in await escrows.attribute(customer)}
+    await escrows.attribute(customer)
+    charged = {one.terms.address: one.charged_nano for one in await escrows.of_customer(customer)}
     assert charged == {first.terms.address: 50, second.terms.address: 30}
     await spend(ledger, customer, 45)
     await escrows.attribute(customer)
     topped = await escrows.observe(customer, first.terms.address, seen(2, 90))
     assert topped.escrow.charged_nano == 50, "what other credit has paid stays paid"
     assert [one.charged_nano for one in await escrows.of_customer(customer)] == [50, 70]
+
+
+async def test_closed_escrows_stand_in_nobodys_way_however_many(
+    escrows: Escrows, ledger: PostgresLedger, connection: Connection, customer: uuid.UUID
+) -> None:
+    await escrows.register(new_id(), customer, terms("first"))
+    await connection.execute(
+        "INSERT INTO escrows (id, customer_id, address, code_hash, config, client, epoch, operator_key, challenge_s, "
+        "allow_max_nano, allow_rate_nano, allow_at_nano, state) SELECT gen_random_uuid(), customer_id, "
+        "'0:' || lpad(to_hex(number), 64, '0'), code_hash, config, client, epoch, operator_key, challenge_s, 0, 0, 0, "
+        "'closed' FROM escrows CROSS JOIN generate_series(1, 1200) AS number"
+    )
+    last = await escrows.register(new_id(), customer, terms("last"))
+    await escrows.observe(customer, last.terms.address, seen(1, 100))
+    await spend(ledger, customer, 30)
+    await escrows.attribute(customer)
+    found = await escrows.of_customer(customer)
+    assert [one.charged_nano for one in found[:2]] == [0, 30]
+    assert found[1].escrow_id == last.escrow_id
+    assert len(await escrows.all()) == 1202
 
 
 async def test_a_closed_escrow_is_refunded_from_the_customers_credit(

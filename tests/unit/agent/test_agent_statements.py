@@ -15,7 +15,8 @@ from workers.agent import refusals
 from workers.agent.keys import KeyRing
 from workers.agent.refusals import Refusal, RefusedError
 from workers.agent.stating import BURST, Stater
-from workers.agent.tees.ports import EvidenceError, NoChain, NoTEE
+from workers.agent.tees.beacons import ToldBeacons
+from workers.agent.tees.ports import EvidenceError, NoTEE
 from workers.agent.tees.simulated import SimulatedSource
 
 KEY, NONCE = b"k" * 32, b"n" * 32
@@ -34,7 +35,7 @@ def keys(clock: ManualClock) -> KeyRing:
 
 
 def stater(clock: ManualClock, keys: KeyRing) -> Stater:
-    tee = SimulatedSource(bytes(32), machine="w", gpus=0, deployment=DEVELOPMENT, beacons=NoChain(clock))
+    tee = SimulatedSource(bytes(32), machine="w", gpus=0, deployment=DEVELOPMENT, beacons=ToldBeacons(clock))
     return Stater(tee, keys, clock)
 
 

@@ -17,7 +17,8 @@ from tests.unit.agent.agent_values import SETTINGS
 from workers.agent.keys import Identity
 from workers.agent.main import new_tee
 from workers.agent.settings import SettingsError, parse_settings
-from workers.agent.tees.ports import EvidenceError, NoChain, NoTEE
+from workers.agent.tees.beacons import ToldBeacons
+from workers.agent.tees.ports import EvidenceError, NoTEE
 from workers.agent.tees.simulated import SimulatedSource
 from workers.agent.tees.tdx import TDXSource, TSMReports, _EventLog  # pyright: ignore[reportPrivateUsage]
 
@@ -75,7 +76,7 @@ async def test_tdx_evidence_states_keyset_and_nonce_with_the_images_event_log(
     events = machine().event_log(b"m" * 32)
     log = tmp_path / "events.json"
     log.write_bytes(canonical.encode(_EventLog(v=1, events=events)) + b"\n")
-    source = TDXSource(Kernel(tmp_path), log, NoChain(clock))
+    source = TDXSource(Kernel(tmp_path), log, ToldBeacons(clock))
     keyset = Identity(clock, b"b" * 16).raw
     evidence = Evidence.decode(await source.evidence(keyset, NONCE))
     statement = Statement.decode(evidence.statement)
@@ -90,7 +91,7 @@ async def test_tdx_evidence_states_keyset_and_nonce_with_the_images_event_log(
 
 
 async def test_simulated_evidence_convinces_the_simulated_policy(clock: ManualClock) -> None:
-    source = SimulatedSource(bytes(32), machine="w", gpus=1, deployment=DEVELOPMENT, beacons=NoChain(clock))
+    source = SimulatedSource(bytes(32), machine="w", gpus=1, deployment=DEVELOPMENT, beacons=ToldBeacons(clock))
     evidence = Evidence.decode(await source.evidence(Identity(clock, b"b" * 16).raw, NONCE))
     policy = policy_of(machine(), ("bind_manifest = true", "bind_manifest = false"))
     verdict = judge(
@@ -102,7 +103,7 @@ async def test_simulated_evidence_convinces_the_simulated_policy(clock: ManualCl
 
 
 async def test_no_tee_shows_nothing(clock: ManualClock) -> None:
-    none = new_tee(parse_settings(SETTINGS | {"COCOON_ENV": "development"}), clock)
+    none = new_tee(parse_settings(SETTINGS | {"COCOON_ENV": "development"}), ToldBeacons(clock))
     assert isinstance(none, NoTEE)
     assert await none.evidence(b"", NONCE) == b""
 
@@ -115,13 +116,13 @@ def test_a_simulated_tee_needs_development_a_seed_and_another_network_than_the_m
         parse_settings(SETTINGS | simulated | {"COCOON_ENV": "development", "COCOON_SIMULATED_SEED": "5e"})
     mainnet = parse_settings(SETTINGS | simulated | {"COCOON_ENV": "development", "COCOON_GLOBAL_ID": "-239"})
     with pytest.raises(SimulationRefusedError):
-        new_tee(mainnet, clock)
+        new_tee(mainnet, ToldBeacons(clock))
     assert "5e5e" not in repr(mainnet)
 
 
 def test_a_tdx_worker_launches_its_own_engine(clock: ManualClock) -> None:
     tdx = SETTINGS | {"COCOON_TEE_TYPE": "tdx", "COCOON_TDX_EVENT_LOG": "/run/cocoon/events.json"}
-    assert isinstance(new_tee(parse_settings(tdx), clock), TDXSource)
+    assert isinstance(new_tee(parse_settings(tdx), ToldBeacons(clock)), TDXSource)
     with pytest.raises(SettingsError, match="URL"):
         parse_settings(tdx | {"COCOON_ENGINE": "http://127.0.0.1:1", "COCOON_SERVED_MODEL": "m"})
     with pytest.raises(SettingsError, match="COCOON_TDX_EVENT_LOG"):

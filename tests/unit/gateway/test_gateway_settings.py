@@ -138,3 +138,14 @@ def test_a_policy_is_pinned_and_read_whole(tmp_path: Path) -> None:
     ):
         with pytest.raises(SettingsError, match=name):
             read(**changes)
+
+
+def test_stakes_are_asked_for_where_a_unit_of_them_is_named() -> None:
+    assert read().stakes is None
+    assert read(COCOON_STAKE_PER_UNIT_NANO="0", COCOON_AUDIT_WINDOW_S="60").stakes is None
+    named = read(COCOON_STAKE_PER_UNIT_NANO="2000000000").stakes
+    assert named is not None
+    assert (named.unit_nano, named.window_s) == (2 * 10**9, 86_400)
+    for name, value in (("COCOON_STAKE_PER_UNIT_NANO", "-1"), ("COCOON_AUDIT_WINDOW_S", "1")):
+        with pytest.raises(SettingsError, match=name):
+            read(**{name: value})

@@ -46,6 +46,7 @@ def check(walk: Walked) -> None:
     assert walk.limiter.settled == min(len(walk.ledger.settlements), 1), "a limit on spend would never come back"
     assert sum(walk.limiter.charged) >= walk.spent
     assert [member.load.in_flight for member in walk.registry.members()] == [0, 0]
+    assert [member.cover.used_nano for member in walk.registry.members() if member.cover is not None] == [0, 0]
     assert all(answer.closed for answer in walk.transport.opened)
     # Only what could not be told to the client comes out of the walk.
     assert walk.raised is None or walk.steps.names[-1] == "fail"

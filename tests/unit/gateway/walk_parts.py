@@ -333,7 +333,7 @@ async def walked(
     clock = SystemClock()
     await walk.ledger.deposit(new_job_id(clock, random.Random(1)), PRINCIPAL.customer_id, Amount(CREDIT))
     async with walk.idempotency, Settler(walk.ledger, clock) as settler:
-        pipeline = a_pipeline(walk, settler, keep_alive_s=0.0 if late else 10.0, **limits)
+        pipeline = a_pipeline(walk, settler, staked=True, keep_alive_s=0.0 if late else 10.0, **limits)
         steps.task = asyncio.get_running_loop().create_task(
             pipeline.serve(Call(endpoint=CHAT, authorization=b"Bearer " + KEY, idempotency_key=key), client)
         )
@@ -347,7 +347,7 @@ async def walked(
     return walk
 
 
-def a_pipeline(walk: Walked, settler: Settler, **limits: float) -> Pipeline:
+def a_pipeline(walk: Walked, settler: Settler, *, staked: bool = False, **limits: float) -> Pipeline:
     clock, rng = SystemClock(), random.Random(3)
     keys, prices = KeyTable(clock), Prices()
     keys.replace([KeyRecord(sha256=hashlib.sha256(KEY).digest(), principal=PRINCIPAL)], confirmed_at=2.0**40)
@@ -363,7 +363,7 @@ def a_pipeline(walk: Walked, settler: Settler, **limits: float) -> Pipeline:
     )
     times: dict[str, Any] = {"first_byte_s": 5.0, "idle_s": 5.0, "request_s_max": 5.0, "keep_alive_s": 10.0, **limits}
     attempts = Attempts(
-        Router(walk.registry, clock, rng), walk.transport, RetryBudget(clock), clock,  # type: ignore[arg-type]
+        Router(walk.registry, clock, rng, staked=staked), walk.transport, RetryBudget(clock), clock,  # type: ignore[arg-type]
         network_secret=bytes(32), global_id=-3, request_s_max=5,
     )  # fmt: skip
     return Pipeline(

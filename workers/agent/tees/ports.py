@@ -2,7 +2,6 @@
 
 from typing import ClassVar, Protocol
 
-from cocoon.clock import Clock
 from cocoon.errors import CocoonError
 from cocoon.statement import Beacon
 
@@ -32,22 +31,8 @@ class BeaconSource(Protocol):
     """Which block of the chain a statement names."""
 
     def current(self) -> Beacon:
-        """The newest block that is known."""
+        """The newest block that is known, or none (`cocoon.statement.Beacon`)."""
         ...
-
-
-class NoChain:
-    """There is no chain yet: height and hashes are zero and prove nothing, only the agent's clock is named.
-
-    A verdict on such a statement owes its freshness to the verifier's nonce, or calls it unproven.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def current(self) -> Beacon:
-        """No block, now."""
-        return Beacon(seqno=0, root_hash=bytes(32), file_hash=bytes(32), gen_utime=int(self._clock.now().timestamp()))
 
 
 class NoTEE:
