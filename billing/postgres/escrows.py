@@ -194,7 +194,7 @@ class Escrows:
             UnknownEscrowError: no such escrow of this customer.
         """
         async with transaction(self._pool) as connection:
-            await _lock_all(connection, customer_id)
+            await _locked(connection, customer_id, address)
             await lock_accounts(connection, [Side(AccountKind.CUSTOMER_AVAILABLE, customer_id)])
             if await connection.fetchval(_SQL["promised"], customer_id):
                 return None
