@@ -29,6 +29,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "prices": Subcommand("cli.prices", "Show and set what models cost.", "gateway"),
     "proxy": Subcommand("cli.proxy", "Serve the OpenAI API on this machine; seal and verify everything.", "client"),
     "reconcile": Subcommand("cli.reconcile", "Compare usage, receipts, transfers and the chain.", "gateway"),
+    "slash": Subcommand("cli.slash", "Evidence that costs a worker's stake: list, hand out, submit.", "gateway"),
     "verify": Subcommand("cli.verify", "Verify a receipt, step by step, in words.", "client"),
     "workers": Subcommand(
         "cli.workers", "Show workers, their evidence and standing; reinstate suspended ones.", "gateway"

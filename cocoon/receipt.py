@@ -18,7 +18,7 @@ from cocoon import canonical
 from cocoon.errors import MalformedError
 from cocoon.usage import TokenUsage
 
-_MAGIC = b"CRH1"
+HEAD_MAGIC = b"CRH1"
 _LAYOUT = struct.Struct(">4s i 32s Q 32s 32s I I I")
 HEAD_BYTES = 124
 BODY_BYTES_MAX = 4096
@@ -67,7 +67,7 @@ class ReceiptHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def encode(self) -> bytes:
         """The 124 bytes that are signed."""
         return _LAYOUT.pack(
-            _MAGIC, self.global_id, self.stake, self.seq, self.ticket_sha256, self.body_sha256,
+            HEAD_MAGIC, self.global_id, self.stake, self.seq, self.ticket_sha256, self.body_sha256,
             self.usage.prompt, self.usage.cached, self.usage.completion,
         )  # fmt: skip
 
@@ -78,7 +78,7 @@ class ReceiptHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             MalformedError: wrong length or magic, or impossible counts.
         """
-        if len(raw) != HEAD_BYTES or not raw.startswith(_MAGIC):
+        if len(raw) != HEAD_BYTES or not raw.startswith(HEAD_MAGIC):
             raise MalformedError("not a CRH1 receipt head")
         _, global_id, stake, seq, ticket, body, prompt, cached, completion = _LAYOUT.unpack(raw)
         try:

@@ -179,7 +179,8 @@ def _authentic(one: Judgement, batch: SignedBatch | None, signed: SignedReceipt 
         )  # fmt: skip
     return AuthenticReceipt(
         job_id=settlement.job_id, attempt=settlement.attempt, worker_id=claim.worker_id,
-        customer_id=settlement.customer_id, receipt_pk=one.receipt_pk, keyset_digest=one.keyset_digest, head=one.head,
+        customer_id=settlement.customer_id, receipt_pk=one.receipt_pk, named=one.named,
+        keyset_digest=one.keyset_digest, head=one.head,
         signature=settlement.receipt_signature, body=claim.receipt_body, ticket=claim.ticket,
         relevant=one.booked_head is None or one.booked_head == one.head, proofs=proofs,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from billing.ports import Outcome, Settlement
 from billing.postgres.recoveries import Recoveries
 from billing.recoveries import Booked, Claim
 from cocoon import canonical, receipt
+from cocoon.contracts.stake import Evidence
 from cocoon.enrolment import Keyset, keyset_digest
 from cocoon.errors import MalformedError
 from cocoon.ids import job_day
@@ -49,6 +50,7 @@ class _Opened(NamedTuple):
 
     digest: bytes
     receipt_pk: bytes
+    named: Evidence | None
     ticket_key: bytes
     stub_key: AESGCM
 
@@ -60,17 +62,18 @@ def _opened(raw: bytes, network_secret: bytes) -> _Opened:
     Raises:
         MalformedError: not a keyset.
     """
-    digest = keyset_digest(raw)
+    digest, keyset = keyset_digest(raw), Keyset.decode(raw)
     return _Opened(
-        digest, Keyset.decode(raw).receipt_pk, ticket_key(network_secret, digest), stub_key(network_secret, digest)
-    )
+        digest, keyset.receipt_pk, Evidence.named_by(keyset), ticket_key(network_secret, digest),
+        stub_key(network_secret, digest),
+    )  # fmt: skip
 
 
 class Judgement(msgspec.Struct, frozen=True):
     """What became of a receipt; `charged` is what the books charge for exactly this one (10^-6 nano), if anything.
 
     `claim` is what it says, None for one that is not authentic; `booked_head` is the head that the books have for its
-    attempt; `receipt_pk` is the key that signed, of the keyset of this digest.
+    attempt; `receipt_pk` is the key that signed, of the keyset of this digest, and `named` the stake's word for it.
     """
 
     verdict: Verdict
@@ -80,6 +83,7 @@ class Judgement(msgspec.Struct, frozen=True):
     booked_head: bytes | None = None
     receipt_pk: bytes = b""
     keyset_digest: bytes = b""
+    named: Evidence | None = None
 
 
 class Reconciler:
@@ -220,7 +224,7 @@ def _judgement(
     booked_head = next((row.receipt_head for row in rows if row.attempt == settlement.attempt), None)
     return Judgement(
         verdict=verdict, head=head, charged=charged, claim=claim, booked_head=booked_head,
-        receipt_pk=keyset.receipt_pk, keyset_digest=keyset.digest,
+        receipt_pk=keyset.receipt_pk, keyset_digest=keyset.digest, named=keyset.named,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import time
 import uuid
 from typing import Any
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cocoon import receipt
@@ -17,6 +18,7 @@ from cocoon.usage import TokenUsage
 from gateway.stubs import Stub, seal_stub, stub_key
 from tests.ledger_values import job_id
 from tests.unit.workers.worker_values import a_keyset
+from workers.agent.staking import StakedKey
 
 SECRET = b"n" * 32
 GLOBAL_ID = -217
@@ -24,21 +26,30 @@ RECEIPT_PRICE = Price(version=3, prompt=1_000_000, cached=500_000, completion=2_
 
 
 class Signer:
-    """One worker with one keyset."""
+    """One worker with one keyset, which a stake answers for if there is one."""
 
-    def __init__(self, worker_id: uuid.UUID | None = None, secret: bytes = SECRET) -> None:
+    def __init__(
+        self, worker_id: uuid.UUID | None = None, secret: bytes = SECRET, *, staked: StakedKey | None = None,
+        global_id: int = GLOBAL_ID,
+    ) -> None:  # fmt: skip
         self.worker_id = worker_id or uuid.uuid4()
         self.secret = secret
         self.key = Ed25519PrivateKey.generate()
-        self.keyset: Keyset = a_keyset(SystemClock(), receipt_pk=self.key.public_key().public_bytes_raw())
+        self.global_id = global_id
+        self.stake = NO_STAKE if staked is None else staked.address.account
+        receipt_pk = self.key.public_key().public_bytes_raw()
+        self.keyset: Keyset = a_keyset(SystemClock(), receipt_pk=receipt_pk)
+        if staked is not None:
+            delegation = staked.delegate(receipt_pk, self.keyset.not_after)
+            self.keyset = msgspec.structs.replace(self.keyset, stake_addr=str(staked.address), delegation=delegation)
         self.raw = self.keyset.encode()
         self.digest = keyset_digest(self.raw)
 
     def ticket(self, **changes: Any) -> Ticket:
         job = changes.pop("job", None) or job_id()
         members: dict[str, Any] = {
-            "global_id": GLOBAL_ID, "stake": NO_STAKE, "job_id": job, "attempt": 0, "lease": job, "price_version": 3,
-            "max_prompt": 100, "max_completion": 50, "not_after": int(time.time()) + 60,
+            "global_id": self.global_id, "stake": self.stake, "job_id": job, "attempt": 0, "lease": job,
+            "price_version": 3, "max_prompt": 100, "max_completion": 50, "not_after": int(time.time()) + 60,
             "request_digest": plain_request_digest(b"body"),
         }  # fmt: skip
         return Ticket(**members | changes)

@@ -9,6 +9,8 @@ from billing.postgres.statements import load_statements
 from billing.ton.outbox import ATTEMPTS_MAX
 from cocoon.addresses import Address
 
+EFFECT_S = 60.0
+"""What was executed is not asked for again for so long: its messages take some blocks to arrive."""
 _SQL = load_statements("biller.sql")
 
 
@@ -18,6 +20,11 @@ class Asked(msgspec.Struct, frozen=True):
     times: int = 0
     is_open: bool = False
     executed_ago_s: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all of it has had its effect by now, if it ever will."""
+        return not self.is_open and (self.executed_ago_s is None or self.executed_ago_s >= EFFECT_S)
 
 
 class AskedFor:

@@ -7,12 +7,15 @@ costs.
 import msgspec
 
 from billing.escrows import Escrow, Voucher, VoucherSigner
+from billing.slashing import KeptEvidence
 from billing.ton.outbox import query_id_of
 from billing.ton.wallet_messages import Transfer
 from cocoon.addresses import Address
+from cocoon.cells import Cell
 from cocoon.contracts import escrow as escrow_messages
 from cocoon.contracts.messages import Operation
 from cocoon.contracts.payout import EpochTree, PostAnchor, PostRoot
+from cocoon.contracts.stake import Slash
 
 SETTLE_NANO = 100_000_000
 FINALIZE_NANO = 50_000_000
@@ -20,6 +23,7 @@ OWED_NANO = 50_000_000
 ROOT_NANO = 50_000_000
 CLAIM_NANO = 100_000_000
 ANCHOR_NANO = 50_000_000
+SLASH_NANO = 50_000_000
 
 
 class Action(msgspec.Struct, frozen=True):
@@ -70,6 +74,12 @@ def anchor(payout: Address, origin_hash: bytes, size: int, root: bytes) -> Actio
     """Anchor a checkpoint of the transparency log."""
     purpose = f"anchor:{payout}:{size}"
     return _action(purpose, str(payout), ANCHOR_NANO, PostAnchor(query_id_of(purpose), origin_hash, size, root))
+
+
+def slash(kept: KeptEvidence, evidence: Cell) -> Action:
+    """Have a stake judge what is kept against its worker; the bounty comes to the operator's wallet."""
+    purpose = f"slash:{kept.stake}:{kept.id}"
+    return _action(purpose, kept.stake, SLASH_NANO, Slash(query_id_of(purpose), kept.kind, evidence))
 
 
 def voucher_cell(escrow: Escrow, cumulative_nano: int, usage_root: bytes, *, global_id: int) -> escrow_messages.Voucher:

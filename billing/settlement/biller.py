@@ -17,11 +17,13 @@ from billing.postgres.outbox import PostgresOutbox
 from billing.postgres.partitions import ensure_partitions
 from billing.postgres.payouts import Payouts
 from billing.postgres.pool import Pool
+from billing.postgres.slashing import SlashEvidence
 from billing.postgres.stakes import Stakes
 from billing.postgres.turn import Turn, TurnLostError, turn
 from billing.settlement.actions import Action
 from billing.settlement.plan import AnchorPlan, EpochPlan, SettlePlan, SettlePolicy
 from billing.settlement.settings import BillerSettings
+from billing.settlement.slashing import SlashPlan
 from billing.settlement.watch import EscrowWatcher, PayoutWatcher, StakeWatcher
 from billing.ton.chain import Chain
 from billing.ton.outbox import Intent, Outbox, WalletEmptyError
@@ -30,8 +32,6 @@ from cocoon.clock import Clock
 from cocoon.contracts.codes import code_of
 
 RETRY_S_MAX = 30.0
-EFFECT_S = 60.0
-"""What was executed is not asked for again for so long: its messages take some blocks to arrive."""
 CLAIMS_PREFIX = "claim:"
 PARTITIONS_S = 3600.0
 log = structlog.get_logger()
@@ -65,6 +65,7 @@ class Biller:
             )  # fmt: skip
         policy = SettlePolicy(global_id=settings.global_id, settle_min_nano=settings.settle_min_nano)
         self._settling = SettlePlan(escrows, alarms, policy, settings.voucher_key)
+        self._slashing = SlashPlan(SlashEvidence(pool), self._asked, alarms, global_id=settings.global_id)
         self._epochs = EpochPlan(
             self._payouts, clock, payout=settings.payout, epoch_s=settings.epoch_s,
             claim_min_nano=settings.claim_min_nano,
@@ -107,6 +108,7 @@ class Biller:
         seen = self._payout_watcher.seen
         due = await self._epochs.is_due()
         wanted = await self._settling.wanted(head.gen_utime, every=due)
+        wanted += await self._slashing.wanted()
         if seen is not None:
             if due:
                 epoch = await self._epochs.prepare(seen, self._settling.outstanding)
@@ -139,7 +141,7 @@ class Biller:
             before = asked.get(one.purpose)
             if before is None:
                 intents.append(Intent(f"{one.purpose}#1", one.transfer))
-            elif not before.is_open and (before.executed_ago_s is None or before.executed_ago_s >= EFFECT_S):
+            elif before.is_over:
                 log.warning("biller_asks_again", purpose=one.purpose, times=before.times)
                 intents.append(Intent(f"{one.purpose}#{before.times + 1}", one.transfer))
         if intents:

@@ -15,14 +15,15 @@ from cocoon.contracts.messages import QUERY, Operation, StateInit
 from cocoon.contracts.payout import ClaimProof
 from cocoon.contracts.records import ADDRESS, COINS, HASH, KEY, REF, SIGNATURE, TIME, Record, enumeration, record, uint
 from cocoon.delegation import DELEGATION_BYTES, KEY_BYTES, SIGNATURE_BYTES
+from cocoon.enrolment import Keyset
 from cocoon.errors import MalformedError
 from cocoon.money import BASIS_POINTS
+from cocoon.receipt import HEAD_BYTES
 from cocoon.signed_batch import BATCH_HEAD_BYTES, Proof, SignedBatch
 from cocoon.ticket import TICKET_BYTES
 
 CODE = "worker_stake"
 BOUNTY_BPS_MAX = 2_000
-HEAD_BYTES = 124
 _DELEGATION = struct.Struct(">4s i 32s 32s Q")
 _DELEGATION_MAGIC = b"CDL1"
 
@@ -112,6 +113,11 @@ class Evidence(Record, frozen=True):
     delegation_signature: bytes
     not_after: int
     receipt_key: bytes
+
+    @classmethod
+    def named_by(cls, keyset: Keyset) -> "Evidence | None":
+        """Who stands for a keyset's receipt key; None of one without a stake."""
+        return cls(keyset.delegation, keyset.not_after, keyset.receipt_pk) if keyset.delegation else None
 
     def equivocation(self, first: tuple[bytes, bytes], second: tuple[bytes, bytes]) -> Cell:
         """Two heads of one number, each with its signature."""

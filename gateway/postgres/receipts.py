@@ -6,20 +6,29 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 import msgspec
+import structlog
 
 from audit.entries import Entry, LeafType, entry_of, receipt_envelope
 from audit.postgres.queue import enqueue_digests
 from billing.postgres.pool import Connection, Pool, Record, acquired, transaction
+from billing.postgres.slashing import keep_evidence
+from billing.slashing import Evidence
+from cocoon.addresses import Address
 from cocoon.bundle import Batched, Countersigned, ReceiptBundle
+from cocoon.cells import Cell, write_boc
+from cocoon.contracts import stake
+from cocoon.contracts.stake import EvidenceKind
 from cocoon.ids import job_day
 from cocoon.receipt import ReceiptHead
-from cocoon.signed_batch import Proof, SignedBatch
+from cocoon.signed_batch import BatchHead, Proof, SignedBatch
 from cocoon.sql import named_statements
+from cocoon.ticket import Ticket
 
 SLOTS_MAX = 10_000
 """Slots that one statement forgets."""
 _SEQ_BYTES = 8
 _HASH_BYTES = 32
+log = structlog.get_logger()
 _SQL = named_statements(files("gateway.postgres").joinpath("receipts.sql").read_text(encoding="utf-8"))
 
 
@@ -33,13 +42,17 @@ class Proofs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuthenticReceipt(msgspec.Struct, frozen=True, kw_only=True):
-    """A receipt that was verified, and whose it is. `relevant` is false for one that the books know another head of."""
+    """A receipt that was verified, and whose it is. `relevant` is false for one that the books know another head of.
+
+    `named` says who answers for its key with a stake; None where nobody does.
+    """
 
     job_id: uuid.UUID
     attempt: int
     worker_id: uuid.UUID
     customer_id: uuid.UUID
     receipt_pk: bytes
+    named: stake.Evidence | None
     keyset_digest: bytes
     head: bytes
     signature: bytes
@@ -84,13 +97,14 @@ class ReceiptBook:
         """Keep authentic receipts and queue their entries for the log, all or nothing. Keeping them again adds nothing.
 
         Returns the indices of receipts that equivocate: another head is known under their key and number. Both heads
-        with their signatures are evidence now.
+        with their signatures are evidence now. What costs a stake is kept as its contract takes it (`slash_evidence`).
         """
         if not receipts:
             return []
         async with transaction(self._pool) as connection:
             equivocating = await _keep_slots(connection, receipts)
             await _keep_receipts(connection, [one for one in receipts if one.relevant])
+            await keep_evidence(connection, [used for one in receipts if (used := _over_use(one)) is not None])
         return equivocating
 
     async def find(self, customer_id: uuid.UUID, job_id: uuid.UUID) -> StoredReceipt | None:
@@ -128,8 +142,33 @@ async def _keep_slots(connection: Connection, receipts: Sequence[AuthenticReceip
             _SQL["insert_equivocation"], second.slot, second.worker_id, row["head"], row["signature"], second.head,
             second.signature,
         )  # fmt: skip
+        if second.named is not None:
+            cell = second.named.equivocation((row["head"], row["signature"]), (second.head, second.signature))
+            await keep_evidence(connection, [_evidence(second, EvidenceKind.EQUIVOCATION, cell)])
         found.append(at)
     return found
+
+
+def _over_use(one: AuthenticReceipt) -> Evidence | None:
+    """What shows that a receipt says more than its ticket; None where it does not, or where nobody could sign that."""
+    ticket, used = Ticket.decode(one.ticket), ReceiptHead.decode(one.head).usage
+    if one.named is None or (used.prompt <= ticket.max_prompt and used.completion <= ticket.max_completion):
+        return None
+    if one.proofs is None:
+        log.error("over_use_not_provable", worker_id=str(one.worker_id), job_id=str(one.job_id))
+        return None
+    batch = one.proofs.batch
+    cell = one.named.over_use(
+        (one.head, one.signature), one.ticket, batch, one.proofs.ticket, size=BatchHead.decode(batch.head).size
+    )
+    return _evidence(one, EvidenceKind.OVER_USE, cell)
+
+
+def _evidence(one: AuthenticReceipt, kind: EvidenceKind, cell: Cell) -> Evidence:
+    return Evidence(
+        stake=str(Address(0, ReceiptHead.decode(one.head).stake)), worker_id=one.worker_id, kind=kind, slot=one.slot,
+        job_id=one.job_id, attempt=one.attempt, boc=write_boc(cell),
+    )  # fmt: skip
 
 
 async def _keep_receipts(connection: Connection, receipts: Sequence[AuthenticReceipt]) -> None:

@@ -17,20 +17,26 @@ from billing.postgres.check import broken_invariants
 from billing.postgres.escrows import Escrows
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Connection, Pool
+from billing.postgres.slashing import SlashEvidence, keep_evidence
+from billing.postgres.stakes import Stakes
 from billing.postgres.turn import Turn, TurnLostError, turn
 from billing.settlement import actions
 from billing.settlement.biller import Biller
 from billing.settlement.reconcile import reconcile
 from billing.settlement.settings import BillerSettings
+from billing.slashing import Evidence, EvidenceState
 from billing.ton.chain import AccountState, BlockRef, ChainMessage
 from billing.ton.wallet import OperatorWallet
 from cocoon.addresses import Address
+from cocoon.cells import write_boc
 from cocoon.clock import ManualClock
 from cocoon.contracts.codes import code_of
 from cocoon.contracts.escrow import EscrowConfig, EscrowData, Settle, Voucher
 from cocoon.contracts.messages import StateInit, operation_of
 from cocoon.contracts.payout import Claim, PayoutAccountData, PayoutData, PostRoot, account_init, payout_init
+from cocoon.contracts.stake import StakeConfig, StakeData, StakePhase
 from cocoon.wallets import state_init_of
+from tests import slash_evidence
 from tests.memory_chain import MemoryChain
 from tests.settlement_books import NANO, enrol_worker, spend
 from tests.settlement_chain import GLOBAL_ID, key, payout_config, public, terms_of
@@ -41,6 +47,7 @@ KEY = key("operator")
 OPERATOR = OperatorWallet(KEY, global_id=GLOBAL_ID)
 CONFIG = payout_config(OPERATOR.address, fee_bps=500, delay_s=0, salt=bytes(32))
 PAYOUT = payout_init(code_of("payout"), CONFIG).address
+STAKE = Address(0, slash_evidence.STAKE)
 CHILD = account_init(CONFIG.account_code, PAYOUT, WALLET).address
 ROUNDS_MAX = 200
 DEADLY_ROUNDS = 40
@@ -136,9 +143,35 @@ class Contracts(MemoryChain):
         self.put(CHILD, self.child.encode(), code=CONFIG.account_code)
 
 
+class StakeToo(Contracts):
+    """And a worker's stake, against which there is evidence; `slashes` has the exit code of every message to it."""
+
+    def __init__(self, seed: int) -> None:
+        config = StakeConfig(
+            owner=WALLET, operator=OPERATOR.address, staked_key=slash_evidence.public("staked"),
+            operator_key=slash_evidence.public("operator"), unbond_s=60, bounty_bps=1_000, salt=bytes(32),
+        )  # fmt: skip
+        self.stake = StakeData(StakePhase.LIVE, DEPOSITED, TON, 0, config)
+        self.slashes: list[int] = []
+        super().__init__(seed)
+
+    def _take(self, message: ChainMessage) -> None:
+        super()._take(message)
+        if message.destination == STAKE and operation_of(message.body) is not None:
+            live = self.stake.phase is StakePhase.LIVE
+            self.slashes.append(0 if live else 102)
+            self.stake = StakeData(StakePhase.SLASHED, 0, 0, 0, self.stake.config)
+            self._show()
+
+    def _show(self) -> None:
+        super()._show()
+        self.put(STAKE, self.stake.encode(), code=code_of("worker_stake"))
+
+
 def settings() -> BillerSettings:
     return BillerSettings(
-        global_id=GLOBAL_ID, payout=PAYOUT, wallet_key=KEY, voucher_key=key("vouchers"), operator_key=None,
+        global_id=GLOBAL_ID, payout=PAYOUT, wallet_key=KEY, voucher_key=key("vouchers"),
+        operator_key=slash_evidence.public("operator"),
         epoch_s=EPOCH_S, interval_s=1.0, settle_min_nano=1, claim_min_nano=1,
     )  # fmt: skip
 
@@ -191,6 +224,35 @@ async def test_billers_that_keep_dying_pay_everything_once(
     assert chain.escrow.settled_nano == SPENT
     assert await broken_invariants(connection) == []
     assert (await reconcile(pool, chain, PAYOUT)).differences == ()
+    assert await connection.fetchval("SELECT count(*) FROM biller_alarms WHERE cleared_at IS NULL") == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_billers_that_keep_dying_slash_a_stake_once(
+    database_url: str, pool: Pool, connection: Connection, seed: int
+) -> None:
+    chain, clock = StakeToo(seed), ManualClock(dt.datetime.now(dt.UTC))
+    await Stakes(pool).register(str(STAKE), uuid.uuid4())
+    for case in (one for one in slash_evidence.cases() if not one.exit):
+        one = Evidence(
+            stake=str(STAKE), worker_id=uuid.uuid4(), kind=slash_evidence.EvidenceKind(case.kind),
+            slot=case.evidence.hash + bytes(8), job_id=uuid.uuid4(), attempt=0, boc=write_boc(case.evidence),
+        )  # fmt: skip
+        await keep_evidence(connection, [one])
+    for number in range(ROUNDS_MAX):
+        chain.deadly = number < DEADLY_ROUNDS // 2
+        with contextlib.suppress(DiesError, ExceptionGroup, TurnLostError):
+            await live(database_url, pool, chain, clock)
+        if chain.deadly and chain.dice.random() < LOST:
+            chain.pool.clear()
+        chain.mine(seconds=20)
+        clock.advance(EPOCH_S)
+        if chain.slashes and not chain.deadly:
+            break
+    await live_on(database_url, pool, chain, clock)
+    assert chain.deaths > 0
+    assert chain.slashes == [0]
+    assert {one.state for one in await SlashEvidence(pool).list(limit=100)} == {EvidenceState.SLASHED}
     assert await connection.fetchval("SELECT count(*) FROM biller_alarms WHERE cleared_at IS NULL") == 0
 
 

@@ -36,31 +36,47 @@ from tests.integration.postgres.test_log_sequencer import SIGNER
 from tests.ledger_values import hold_request, job_id, settlement
 from tests.receipt_values import GLOBAL_ID, RECEIPT_PRICE, SECRET, Signer
 from tests.signing_values import Operator
+from workers.agent.staking import StakedKey
 
 CLOCK = SystemClock()
 USAGE = TokenUsage(prompt=10, completion=5)
 
 
 class Scene:
-    """A customer, a worker, and a gateway's desk; `signs` false leaves the gateway without its signer."""
+    """A customer, a worker, and a gateway's desk, with the operator that they belong to."""
 
-    def __init__(self, ledger: PostgresLedger, pool: Pool, connection: Connection) -> None:
+    def __init__(
+        self, ledger: PostgresLedger, pool: Pool, connection: Connection, *, operator: Operator | None = None,
+        staked: StakedKey | None = None,
+    ) -> None:  # fmt: skip
         self.ledger = ledger
         self.pool = pool
         self.connection = connection
-        self.signer = Signer()
+        self.operator = operator or Operator(GLOBAL_ID)
+        self.network = self.operator.global_id
+        self.signer = Signer(staked=staked, global_id=self.network)
         self.customer = uuid.uuid4()
-        self.operator = Operator(GLOBAL_ID)
         key = GatewayKey(
-            self.operator.gateway.private_bytes_raw(), self.operator.carried, global_id=GLOBAL_ID, clock=CLOCK
+            self.operator.gateway.private_bytes_raw(), self.operator.carried, global_id=self.network, clock=CLOCK
         )
-        self.batches = BatchSigner(key, global_id=GLOBAL_ID, network_secret=SECRET, clock=CLOCK)
+        self.batches = BatchSigner(key, global_id=self.network, network_secret=SECRET, clock=CLOCK)
         self.desk = self.new_desk()
 
     def new_desk(self) -> ReceiptDesk:
         recoveries = Recoveries(self.pool, PostgresLeases(self.pool, ""))
-        judge = Reconciler(recoveries, network_secret=SECRET, global_id=GLOBAL_ID)
+        judge = Reconciler(recoveries, network_secret=SECRET, global_id=self.network)
         return ReceiptDesk(judge, self.batches, ReceiptBook(self.pool), recoveries, LogReader(self.pool), CLOCK)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Scene"]:
+        """With credit, and a gateway that signs."""
+        await self.ledger.deposit(job_id(), self.customer, Amount(100_000))
+        task = asyncio.ensure_future(self.batches.run())
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def answer(self, seq: int = 0, **changes: Any) -> DeliveredReceipt:
         """A job that a gateway has settled, and its receipt."""
@@ -80,8 +96,8 @@ class Scene:
             settled, receipt_head=delivered.head, receipt_signature=delivered.signature
         )
 
-    def receipt(self, ticket: Ticket, seq: int, **changes: Any) -> DeliveredReceipt:
-        return self.signer.delivered(ticket, self.customer, USAGE, head={"seq": seq}, **changes)
+    def receipt(self, ticket: Ticket, seq: int, *, usage: TokenUsage = USAGE, **changes: Any) -> DeliveredReceipt:
+        return self.signer.delivered(ticket, self.customer, usage, head={"seq": seq}, **changes)
 
     async def deliver(self, *receipts: DeliveredReceipt) -> ReceiptVerdicts:
         return await self.desk.deliver(self.signer.worker_id, self.signer.batch(*receipts))
@@ -115,14 +131,8 @@ def job_of(delivered: DeliveredReceipt) -> uuid.UUID:
 
 @pytest.fixture
 async def scene(ledger: PostgresLedger, pool: Pool, connection: Connection) -> AsyncIterator[Scene]:
-    made = Scene(ledger, pool, connection)
-    await ledger.deposit(job_id(), made.customer, Amount(100_000))
-    task = asyncio.ensure_future(made.batches.run())
-    try:
+    async with Scene(ledger, pool, connection).running() as made:
         yield made
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_delivered_receipt_is_a_bundle_in_which_everything_proves_itself(scene: Scene) -> None:

@@ -41,10 +41,10 @@ ROOT = Path(__file__).parents[3]
 PATIENCE_S = 180.0
 
 
-def biller_settings(network: SettlementNetwork) -> BillerSettings:
+def biller_settings(network: SettlementNetwork, operator_key: bytes) -> BillerSettings:
     return BillerSettings(
         global_id=GLOBAL_ID, payout=network.payout, wallet_key=key(f"{network.name} operator"),
-        voucher_key=network.voucher_key, operator_key=public("tickets"),
+        voucher_key=network.voucher_key, operator_key=operator_key,
         epoch_s=1.0, interval_s=0.1, settle_min_nano=10 * TON, claim_min_nano=1,
     )  # fmt: skip
 
@@ -69,9 +69,12 @@ def require_verdict(network: SettlementNetwork, database_url: str, *, ties: bool
 
 
 @contextlib.asynccontextmanager
-async def biller(network: SettlementNetwork, database_url: str, pool: Pool) -> AsyncGenerator[None]:
+async def biller(
+    network: SettlementNetwork, database_url: str, pool: Pool, *, operator_key: bytes | None = None
+) -> AsyncGenerator[None]:
+    settings = biller_settings(network, operator_key or public("tickets"))
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(run_biller(biller_settings(network), database_url, pool, network.chain, SystemClock()))
+        task = group.create_task(run_biller(settings, database_url, pool, network.chain, SystemClock()))
         yield
         task.cancel()
 
