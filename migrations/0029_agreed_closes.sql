@@ -31,5 +31,3 @@ EXECUTE FUNCTION keep_agreed_close();
 CREATE TRIGGER escrows_close_asked AFTER UPDATE ON escrows FOR EACH ROW
 WHEN (old.close_asked_at IS NULL AND new.close_asked_at IS NOT NULL)
 EXECUTE FUNCTION recall_escrow();
-
-CREATE INDEX escrows_to_agree ON escrows (id) WHERE close_asked_at IS NOT NULL AND agreed_nano IS NULL;

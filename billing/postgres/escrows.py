@@ -176,12 +176,6 @@ class Escrows:
                 raise CloseAgreedError("the operator has signed what the escrow owes, and that stays")
             await connection.execute(_SQL["withdraw_close"], escrow.escrow_id)
 
-    async def closes_to_agree(self) -> list[tuple[uuid.UUID, str]]:
-        """Customers and addresses of escrows whose terms are asked for and not signed."""
-        async with acquired(self._pool) as connection:
-            rows = await connection.fetch(_SQL["closes_to_agree"])
-        return [(row["customer_id"], row["address"]) for row in rows]
-
     async def agree_close(
         self, customer_id: uuid.UUID, address: str, sign: Callable[[Escrow], bytes | None]
     ) -> Escrow | None:

@@ -235,15 +235,6 @@ WHERE id = $1;
 UPDATE escrows SET close_asked_at = NULL
 WHERE id = $1;
 
--- name: closes_to_agree
--- Escrows whose clients ask for terms that nobody has signed, by id.
-SELECT
-    customer_id,
-    address
-FROM escrows
-WHERE close_asked_at IS NOT NULL AND agreed_nano IS NULL AND state IN ('open', 'closing')
-ORDER BY id;
-
 -- name: agree_close
 -- What escrow $1 owes in all, $2, signed.
 UPDATE escrows SET agreed_nano = $2, agreed_signature = $3

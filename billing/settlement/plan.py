@@ -56,7 +56,6 @@ class SettlePlan:
             LedgerUnavailableError: ask again.
         """
         await self._escrows.attribute_all()
-        await self._agree()
         found: list[Action] = []
         deadlines: dict[str, str] = {}
         self.outstanding = 0
@@ -65,6 +64,8 @@ class SettlePlan:
                 found.append(actions.retry_owed(escrow))
             if escrow.state not in {EscrowState.OPEN, EscrowState.CLOSING}:
                 continue
+            if escrow.close_asked_at is not None and escrow.agreed is None:
+                await self._agree(escrow)
             closing = escrow.state is EscrowState.CLOSING
             over = closing and now >= escrow.challenge_ends_at
             if over:
@@ -79,12 +80,12 @@ class SettlePlan:
         await self._alarms.set("close_deadline", deadlines)
         return found
 
-    async def _agree(self) -> None:
-        """Sign what escrows owe whose clients want to close them at once."""
-        for customer_id, address in await self._escrows.closes_to_agree():
-            agreed = await self._escrows.agree_close(customer_id, address, self._sign_close)
-            if agreed is not None:
-                log.info("biller_close_agreed", escrow=address, cumulative_nano=agreed.charged_nano)
+    async def _agree(self, escrow: Escrow) -> None:
+        """Sign what an escrow owes whose client wants to close it at once."""
+        address = escrow.terms.address
+        agreed = await self._escrows.agree_close(escrow.customer_id, address, self._sign_close)
+        if agreed is not None:
+            log.info("biller_close_agreed", escrow=address, cumulative_nano=agreed.charged_nano)
 
     def _sign_close(self, escrow: Escrow) -> bytes | None:
         key = self._own_key(escrow)

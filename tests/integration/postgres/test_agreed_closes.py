@@ -101,7 +101,6 @@ async def test_what_runs_is_waited_for_and_then_signed_to_the_nano(ada: Customer
     await ada.spend(300)
     await ada.begin(100)
     await ada.escrows.ask_close(ada.id, ada.address)
-    assert await ada.escrows.closes_to_agree() == [(ada.id, ada.address)]
     assert await ada.agree() is None
     await ada.finish(70)
 
@@ -110,7 +109,6 @@ async def test_what_runs_is_waited_for_and_then_signed_to_the_nano(ada: Customer
     assert agreed.agreed is not None
     assert (agreed.agreed.cumulative_nano, agreed.agreed.signature) == (370, SIGNATURE)
     assert await ada.agree() is None, "it is signed once"
-    assert await ada.escrows.closes_to_agree() == []
 
 
 async def test_what_is_signed_stays_and_is_charged_nothing_more(ada: Customer, connection: Connection) -> None:
