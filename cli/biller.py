@@ -26,8 +26,8 @@ def command(context: click.Context) -> None:
     """Watch deposits, settle vouchers, post epochs and pay workers. A second one stands by.
 
     Told by COCOON_DATABASE_URL, COCOON_LITESERVERS, COCOON_PAYOUT_CONTRACT, COCOON_BILLER_WALLET_KEY_FILE,
-    COCOON_VOUCHER_KEY_FILE, COCOON_OPERATOR_KEY, COCOON_GLOBAL_ID, COCOON_EPOCH_S, COCOON_SETTLE_MIN and
-    COCOON_CLAIM_MIN (docs/settlement.md).
+    COCOON_VOUCHER_KEY_FILE, COCOON_OPERATOR_KEY, COCOON_GLOBAL_ID, COCOON_EPOCH_S, COCOON_SETTLE_MIN,
+    COCOON_CLAIM_MIN and COCOON_FEE_MIN (docs/settlement.md).
     """
     if context.invoked_subcommand is None:
         asyncio.run(_serve())

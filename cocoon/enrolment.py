@@ -121,7 +121,8 @@ class StakeTermsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Answer of `GET /v1/workers/stake`: what a stake has to say to count here. Keys and hashes are hexadecimal.
 
     `operator` is the operator's wallet, None where any will do; `operator_key` the key under which tickets count.
-    Anybody may ask, and nothing proves the answer: know the operator from elsewhere before you bond.
+    `unit_nano` of stake bring one request in flight; 0 where requests do not depend on stakes. Anybody may ask, and
+    nothing proves the answer: know the operator from elsewhere before you bond.
     """
 
     global_id: int
@@ -130,6 +131,7 @@ class StakeTermsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     code_hash: str
     unbond_s_min: int
     bounty_bps_min: int
+    unit_nano: int = 0
 
 
 class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -60,6 +60,13 @@ class Cover:
         """What a dispatch may cost at most."""
         return self.granted_nano - self.used_nano if now < self.ends_at else 0
 
+    def covers(self, nano: int, now: float) -> bool:
+        """Whether there is room for so much; where there is not, the next claim asks for it."""
+        if self.granted_nano - self.used_nano >= nano and now < self.ends_at:
+            return True
+        self.miss(nano)
+        return False
+
     def take(self, nano: int) -> None:
         """A ticket goes out that may cost so much. There was room for it."""
         self.used_nano += nano

@@ -255,8 +255,7 @@ class Router:
             load = member.load
             if load.in_flight >= load.capacity or not load.breaker.allows(now):
                 continue
-            if staked and (cover := member.cover) is not None and cover.room_nano(now) < exposed_nano:
-                cover.miss(exposed_nano)
+            if staked and (cover := member.cover) is not None and not cover.covers(exposed_nano, now):
                 continue
             (free if load.in_flight_estimate < load.capacity else reported_full).append(member)
         # A heartbeat is up to two seconds old: a target that it calls full may be asked when nobody else is left.
@@ -273,7 +272,8 @@ class Router:
         if count == 1:
             return pool[0]
         if self.staked and pool[0].cover is not None:
-            first, second = weighted_pair([_weight(member) for member in pool], self._rng)
+            weights = [min(cover.units, member.load.capacity) for member in pool if (cover := member.cover) is not None]
+            first, second = weighted_pair(weights, self._rng)
         else:
             first = int(self._rng.random() * count)
             second = int(self._rng.random() * (count - 1))
@@ -317,11 +317,6 @@ class Router:
             self._rates.clear()
         self._rates[model] = (now + RATE_KEPT_S, value)
         return value
-
-
-def _weight(member: Member) -> float:
-    assert member.cover is not None, "weights are of those with a stake"
-    return min(member.cover.units, member.load.capacity)
 
 
 def cost_s(load: TargetLoad, prompt_tokens: int, elsewhere: float, now: float) -> float:

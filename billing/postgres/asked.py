@@ -14,17 +14,22 @@ EFFECT_S = 60.0
 _SQL = load_statements("biller.sql")
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """How often something was asked for; whether that is still under way; seconds since it was last executed."""
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """How often something was asked for, and whether that is still under way.
 
-    times: int = 0
-    is_open: bool = False
-    executed_ago_s: float | None = None
+    The wallet has sent it `delivered` times, first at the logical time `first_lt`, last `delivered_ago_s` seconds ago.
+    """
+
+    times: int
+    is_open: bool
+    delivered: int
+    first_lt: int
+    delivered_ago_s: float | None
 
     @property
     def is_over(self) -> bool:
         """Whether all of it has had its effect by now, if it ever will."""
-        return not self.is_open and (self.executed_ago_s is None or self.executed_ago_s >= EFFECT_S)
+        return not self.is_open and (self.delivered_ago_s is None or self.delivered_ago_s >= EFFECT_S)
 
 
 class AskedFor:
@@ -38,4 +43,10 @@ class AskedFor:
         """What became of each of these purposes; those that were never asked for are absent."""
         async with acquired(self._pool) as connection:
             rows = await connection.fetch(_SQL["asked"], self._wallet, list(purposes), ATTEMPTS_MAX)
-        return {row["purpose"]: Asked(row["times"], bool(row["still_open"]), row["executed_ago_s"]) for row in rows}
+        return {
+            row["purpose"]: Asked(
+                times=row["times"], is_open=bool(row["still_open"]), delivered=row["delivered"],
+                first_lt=row["first_lt"], delivered_ago_s=row["delivered_ago_s"],
+            )
+            for row in rows
+        }  # fmt: skip

@@ -11,13 +11,15 @@ SELECT PG_TRY_ADVISORY_LOCK($1::bigint);
 SELECT 1;
 
 -- name: asked
--- How often each of purposes $2 was asked for by wallet $1, how often that is still open, and the seconds since one was
--- last executed. A key is its purpose, `#`, and a number.
+-- How often each of purposes $2 was asked for by wallet $1, how often that is still open, and what of it the wallet has
+-- sent. A key is its purpose, `#`, and a number; after $3 attempts nobody tries it again.
 SELECT
     SPLIT_PART(key, '#', 1) AS purpose,
     COUNT(*) AS times,
-    COUNT(*) FILTER (WHERE delivered_lt IS NULL AND attempts < $3) AS still_open,
-    EXTRACT(EPOCH FROM NOW() - MAX(delivered_at))::double precision AS executed_ago_s
+    COUNT(*) FILTER (WHERE delivered_lt IS NULL AND (attempts < $3 OR body_id IS NOT NULL)) AS still_open,
+    COUNT(delivered_lt) AS delivered,
+    COALESCE(MIN(delivered_lt), 0) AS first_lt,
+    EXTRACT(EPOCH FROM NOW() - MAX(delivered_at))::double precision AS delivered_ago_s
 FROM chain_intents
 WHERE wallet = $1 AND SPLIT_PART(key, '#', 1) = ANY($2::text[])
 GROUP BY SPLIT_PART(key, '#', 1);

@@ -121,6 +121,11 @@ class Payouts:
             row = await connection.fetchrow(_SQL["last_epoch"])
         return None if row is None else _epoch(row)
 
+    async def revenue(self) -> int:
+        """What the books have as the operator's own, in nano."""
+        async with acquired(self._pool) as connection:
+            return int(await connection.fetchval(_SQL["revenue"]))
+
     async def tree(self, epoch: int) -> EpochTree:
         """The tree of an epoch's leaves."""
         async with acquired(self._pool) as connection:

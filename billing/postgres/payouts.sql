@@ -124,6 +124,11 @@ FROM epochs
 ORDER BY epoch DESC
 LIMIT 1;
 
+-- name: revenue
+SELECT (credits_posted - debits_posted - debits_pending)::bigint AS nano
+FROM accounts
+WHERE kind = 'network_revenue' AND asset = 'TON';
+
 -- name: roots
 SELECT
     epoch,

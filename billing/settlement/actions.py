@@ -14,7 +14,7 @@ from cocoon.addresses import Address
 from cocoon.cells import Cell
 from cocoon.contracts import escrow as escrow_messages
 from cocoon.contracts.messages import Operation
-from cocoon.contracts.payout import EpochTree, PostAnchor, PostRoot
+from cocoon.contracts.payout import EpochTree, PostAnchor, PostRoot, WithdrawFee
 from cocoon.contracts.stake import Slash
 
 SETTLE_NANO = 100_000_000
@@ -23,6 +23,7 @@ OWED_NANO = 50_000_000
 ROOT_NANO = 50_000_000
 CLAIM_NANO = 100_000_000
 ANCHOR_NANO = 50_000_000
+FEE_NANO = 50_000_000
 SLASH_NANO = 50_000_000
 
 
@@ -74,6 +75,12 @@ def anchor(payout: Address, origin_hash: bytes, size: int, root: bytes) -> Actio
     """Anchor a checkpoint of the transparency log."""
     purpose = f"anchor:{payout}:{size}"
     return _action(purpose, str(payout), ANCHOR_NANO, PostAnchor(query_id_of(purpose), origin_hash, size, root))
+
+
+def withdraw_fee(payout: Address, amount_nano: int, *, withdrawn_nano: int) -> Action:
+    """Take the operator's fee where `withdrawn_nano` of it were taken; of several amounts the first one counts."""
+    purpose = f"fee:{payout}:{withdrawn_nano}"
+    return _action(purpose, str(payout), FEE_NANO, WithdrawFee(query_id_of(purpose), amount_nano))
 
 
 def slash(kept: KeptEvidence, evidence: Cell) -> Action:

@@ -21,6 +21,7 @@ from billing.postgres.slashing import SlashEvidence
 from billing.postgres.stakes import Stakes
 from billing.postgres.turn import Turn, TurnLostError, turn
 from billing.settlement.actions import Action
+from billing.settlement.fees import FeePlan
 from billing.settlement.plan import AnchorPlan, EpochPlan, SettlePlan, SettlePolicy
 from billing.settlement.settings import BillerSettings
 from billing.settlement.slashing import SlashPlan
@@ -32,7 +33,6 @@ from cocoon.clock import Clock
 from cocoon.contracts.codes import code_of
 
 RETRY_S_MAX = 30.0
-CLAIMS_PREFIX = "claim:"
 PARTITIONS_S = 3600.0
 log = structlog.get_logger()
 
@@ -71,6 +71,10 @@ class Biller:
             claim_min_nano=settings.claim_min_nano,
         )  # fmt: skip
         self._anchors = AnchorPlan(self._payouts, clock, payout=settings.payout, epoch_s=settings.epoch_s)
+        self._fees = FeePlan(
+            chain, self._payouts, self._asked, payout=settings.payout, operator=wallet.address,
+            fee_min_nano=settings.fee_min_nano,
+        )  # fmt: skip
 
     async def run(self) -> None:
         """Work until the turn is lost.
@@ -116,6 +120,7 @@ class Biller:
                     log.info("biller_epoch_fixed", epoch=epoch.epoch, total_nano=epoch.total_nano)
             wanted += await self._epochs.wanted(seen)
             wanted += await self._anchors.wanted(seen)
+            wanted += await self._fees.wanted(seen)
         await self.ask(wanted)
 
     async def send(self) -> None:

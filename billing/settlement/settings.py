@@ -24,7 +24,8 @@ class BillerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The biller's configuration; seconds and nano.
 
     `wallet_key` is the operator's wallet (v5r1), `voucher_key` signs delegated vouchers: None settles only what clients
-    have signed. `operator_key` is the key under which tickets count: stakes for another one are refused.
+    have signed. `operator_key` is the key under which tickets count: stakes for another one are refused. `fee_min_nano`
+    is the least that is withdrawn as the operator's fee; 0 leaves it in the contract.
     """
 
     global_id: int
@@ -36,6 +37,7 @@ class BillerSettings(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float
     settle_min_nano: int
     claim_min_nano: int
+    fee_min_nano: int = 0
 
     def __repr__(self) -> str:
         return f"BillerSettings(global_id={self.global_id}, payout='{self.payout}')"
@@ -59,6 +61,7 @@ def read_biller_settings(environment: Mapping[str, str] = os.environ) -> BillerS
         interval_s=_seconds(environment, "COCOON_BILLER_INTERVAL_S", 2.0, _INTERVAL_S_MIN, _INTERVAL_S_MAX),
         settle_min_nano=_nano(environment, "COCOON_SETTLE_MIN", "0.5"),
         claim_min_nano=_nano(environment, "COCOON_CLAIM_MIN", "0.1"),
+        fee_min_nano=_nano(environment, "COCOON_FEE_MIN", "0"),
     )
 
 

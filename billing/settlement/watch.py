@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import structlog
 
-from billing.escrows import ChainContradictionError, Escrow
+from billing.escrows import ChainContradictionError, Escrow, Movement
 from billing.payouts import Payee, PayoutSeen
 from billing.ports import RecordRefusedError
 from billing.postgres.alarms import Alarms
@@ -64,10 +64,7 @@ class EscrowWatcher:
             return
         observed = await self._escrows.observe(escrow.customer_id, escrow.terms.address, seen)
         for one in observed.moved:
-            log.info(
-                "biller_movement_booked", kind=one.kind.value, contract=one.subject, amount_nano=one.amount_nano,
-                cumulative_nano=one.cumulative_nano, seqno=one.seqno,
-            )  # fmt: skip
+            _log_movement(one)
 
 
 class PayoutWatcher:
@@ -96,7 +93,8 @@ class PayoutWatcher:
         try:
             found = payout_seen(await self._chain.account(self._payout, head), self._code_hash, self._operator)
             if found is not None:
-                await self._payouts.observe_contract(found[0])
+                for one in await self._payouts.observe_contract(found[0]):
+                    _log_movement(one)
                 self.seen = found[0]
                 payees = [one for one in await self._payouts.payees() if self._is_due(one)]
                 trouble = await each(payees, lambda payee: self._observe(payee, found[1], head), lambda one: one.wallet)
@@ -116,10 +114,7 @@ class PayoutWatcher:
         if seen is None:
             return
         for one in await self._payouts.observe_payee(payee.payee_id, str(account), seen):
-            log.info(
-                "biller_movement_booked", kind=one.kind.value, contract=one.subject, wallet=payee.wallet,
-                amount_nano=one.amount_nano, cumulative_nano=one.cumulative_nano, seqno=one.seqno,
-            )  # fmt: skip
+            _log_movement(one, wallet=payee.wallet)
 
 
 class StakeWatcher:
@@ -182,3 +177,10 @@ async def each(
         if failure is not None:
             raise failure
     return trouble
+
+
+def _log_movement(moved: Movement, **more: str) -> None:
+    log.info(
+        "biller_movement_booked", kind=moved.kind.value, contract=moved.subject, amount_nano=moved.amount_nano,
+        cumulative_nano=moved.cumulative_nano, seqno=moved.seqno, **more,
+    )  # fmt: skip

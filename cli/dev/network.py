@@ -169,8 +169,8 @@ class Network:
         )
 
     def _operator_environment(self) -> dict[str, str]:
-        """What `cocoon reconcile`, `cocoon billing` and `cocoon biller alarms` are told."""
-        return {
+        """What `cocoon reconcile`, `cocoon billing`, `cocoon biller alarms` and `cocoon workers` are told."""
+        return self._settlement.stake_environment() | {
             "COCOON_DATABASE_URL": self._postgres.dsn,
             "COCOON_LITESERVERS": str(self._chain.config),
             "COCOON_PAYOUT_CONTRACT": str(self._settlement.payout),
@@ -366,6 +366,7 @@ class Network:
         return (
             self._database
             | self._settlement.gateway_environment()
+            | self._settlement.stake_environment()
             | {
                 "COCOON_REDIS_URL": self._redis.url,
                 "COCOON_HOST": self._settings.host,

@@ -49,8 +49,8 @@ CHALLENGE_S = 600
 """Minutes, so that leaving can be tried; on a real network a day at least."""
 EPOCH_S = 120
 SETTLE_MIN_TON = "0.001"
-CLAIM_MIN_TON = "0.000000001"
-"""Far below what a claim costs, so that a payout is seen; on a real network it is above."""
+CLAIM_MIN_TON = FEE_MIN_TON = "0.000000001"
+"""Far below what a claim or a withdrawal costs, so that one is seen; on a real network it is above."""
 STAKE_NANO = 10 * NANO_PER_UNIT
 STAKE_PER_UNIT_NANO = NANO_PER_UNIT
 """So that a worker's stake is worth more requests in flight than its engine takes."""
@@ -190,6 +190,7 @@ class SettlementSetup:
             "COCOON_EPOCH_S": str(EPOCH_S),
             "COCOON_SETTLE_MIN": SETTLE_MIN_TON,
             "COCOON_CLAIM_MIN": CLAIM_MIN_TON,
+            "COCOON_FEE_MIN": FEE_MIN_TON,
         }
 
     def worker_environment(self, worker: str) -> dict[str, str]:
@@ -207,10 +208,13 @@ class SettlementSetup:
             "COCOON_PAYOUT_CONTRACT": str(self.payout),
             "COCOON_SETTLEMENT_KEY_PUBLIC": self.voucher_key.hex(),
             "COCOON_ESCROW_CHALLENGE_S_MIN": str(CHALLENGE_S),
-            "COCOON_STAKE_PER_UNIT_NANO": str(STAKE_PER_UNIT_NANO),
-            "COCOON_AUDIT_WINDOW_S": str(UNBOND_S),
             "COCOON_STAKE_UNBOND_S_MIN": str(UNBOND_S),
         }
+
+    @staticmethod
+    def stake_environment() -> dict[str, str]:
+        """What a gateway is told of stakes, and who lists them."""
+        return {"COCOON_STAKE_PER_UNIT_NANO": str(STAKE_PER_UNIT_NANO), "COCOON_AUDIT_WINDOW_S": str(UNBOND_S)}
 
     @property
     def _payout_config(self) -> PayoutConfig:

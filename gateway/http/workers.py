@@ -106,6 +106,7 @@ class WorkersController(Controller):
             code_hash=code_of(CODE).hash.hex(),
             unbond_s_min=terms.unbond_s_min,
             bounty_bps_min=terms.bounty_bps_min,
+            unit_nano=0 if services.settings.stakes is None else services.settings.stakes.unit_nano,
         )
         return Response(msgspec.json.encode(answer), media_type="application/json")
 

@@ -33,7 +33,15 @@ from cocoon.clock import ManualClock
 from cocoon.contracts.codes import code_of
 from cocoon.contracts.escrow import EscrowConfig, EscrowData, Settle, Voucher
 from cocoon.contracts.messages import StateInit, operation_of
-from cocoon.contracts.payout import Claim, PayoutAccountData, PayoutData, PostRoot, account_init, payout_init
+from cocoon.contracts.payout import (
+    Claim,
+    PayoutAccountData,
+    PayoutData,
+    PostRoot,
+    WithdrawFee,
+    account_init,
+    payout_init,
+)
 from cocoon.contracts.stake import StakeConfig, StakeData, StakePhase
 from cocoon.wallets import state_init_of
 from tests import slash_evidence
@@ -63,7 +71,10 @@ class DiesError(Exception):
 
 
 class Contracts(MemoryChain):
-    """Escrow, payout contract and child as a model; `paid` is every payment that the worker got, in order."""
+    """Escrow, payout contract and child as a model; `paid` is every payment that the worker got, in order.
+
+    `fees` is every withdrawal that was asked for, 0 for one that the contract refused.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -76,6 +87,7 @@ class Contracts(MemoryChain):
         self.payout = PayoutData.initial(CONFIG)
         self.child = PayoutAccountData(PAYOUT, WALLET, 0, 0, 0, 0)
         self.paid: list[int] = []
+        self.fees: list[int] = []
         self.dice = random.Random(seed)
         self.deadly = False
         self.deaths = 0
@@ -132,13 +144,20 @@ class Contracts(MemoryChain):
                 self.paid.append(due)
                 self.child = msgspec.structs.replace(self.child, claimed_nano=self.child.claimed_nano + due)
                 self.payout = msgspec.structs.replace(self.payout, paid_nano=self.payout.paid_nano + due)
+        elif found[0] == WithdrawFee.TAG:
+            asked = WithdrawFee.decode(message.body).amount_nano
+            withdrawn = self.payout.fee_withdrawn_nano + asked
+            self.fees.append(asked if withdrawn <= self.payout.fee_max_nano else 0)
+            self.payout = msgspec.structs.replace(
+                self.payout, fee_withdrawn_nano=self.payout.fee_withdrawn_nano + self.fees[-1]
+            )
         self._show()
 
     def _show(self) -> None:
         address = Address.parse(terms_of(self.config).address)
         held = TON + self.escrow.deposited_nano - self.escrow.settled_nano
         self.put(address, self.escrow.encode(), code=code_of("client_escrow"), balance_nano=held)
-        held = TON + self.payout.received_nano - self.payout.paid_nano
+        held = TON + self.payout.received_nano - self.payout.paid_nano - self.payout.fee_withdrawn_nano
         self.put(PAYOUT, self.payout.encode(), code=code_of("payout"), balance_nano=held)
         self.put(CHILD, self.child.encode(), code=CONFIG.account_code)
 
@@ -172,7 +191,7 @@ def settings() -> BillerSettings:
     return BillerSettings(
         global_id=GLOBAL_ID, payout=PAYOUT, wallet_key=KEY, voucher_key=key("vouchers"),
         operator_key=slash_evidence.public("operator"),
-        epoch_s=EPOCH_S, interval_s=1.0, settle_min_nano=1, claim_min_nano=1,
+        epoch_s=EPOCH_S, interval_s=1.0, settle_min_nano=1, claim_min_nano=1, fee_min_nano=1,
     )  # fmt: skip
 
 
@@ -215,12 +234,14 @@ async def test_billers_that_keep_dying_pay_everything_once(
                 chain.pool.clear()
             chain.mine(seconds=20)
             clock.advance(EPOCH_S)
-            if sum(chain.paid) == share and not chain.deadly:
+            if (sum(chain.paid), sum(chain.fees)) == (share, SPENT - share) and not chain.deadly:
                 break
     chain.deadly = False
     await live_on(database_url, pool, chain, clock)
     assert chain.deaths > 0
     assert sum(chain.paid) == share
+    assert sum(chain.fees) == SPENT - share
+    assert 0 not in chain.fees, "a second one, which only the contract has stopped"
     assert chain.escrow.settled_nano == SPENT
     assert await broken_invariants(connection) == []
     assert (await reconcile(pool, chain, PAYOUT)).differences == ()

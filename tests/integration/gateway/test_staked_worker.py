@@ -125,6 +125,7 @@ async def test_a_worker_gets_requests_when_the_chain_has_shown_its_stake_and_unt
 
             await stack.until_true(lambda: client.post(PATH, json=chat(), headers={"connection": "close"}), judge)
 
+        assert (await client.get("/v1/workers/stake")).json()["unit_nano"] == 10**9
         await served(503, 2)
         await bond(stack, str(staked.address), "live", 10**9)
         await served(200, 12)

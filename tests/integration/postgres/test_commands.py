@@ -11,11 +11,14 @@ import pytest
 
 from billing.ports import LedgerUnavailableError
 from billing.postgres.account import Accounts
+from billing.postgres.covers import Covers
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Connection, Pool
 from billing.postgres.prices import load_price_book
+from billing.stakes import CoverRequest, CoverTerms
 from cocoon.ids import is_secret_key
 from cocoon.money import Amount, Price
+from tests.cover_values import ADDRESS, bond, earn
 from tests.ledger_values import job_id
 
 
@@ -223,3 +226,21 @@ async def test_discrepancies_and_recoveries_are_listed(database_url: str, connec
     none = await cocoon(database_url, "billing", "discrepancies", "--kind", "broken", "--json")
     assert (none.returncode, none.stdout) == (0, "")
     assert (await cocoon(database_url, "billing", "recoveries")).stdout == ""
+
+
+async def test_stakes_are_listed_with_what_is_exposed_under_them(
+    database_url: str, pool: Pool, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COCOON_STAKE_PER_UNIT_NANO", "4000")
+    await bond(connection)
+    terms = CoverTerms()
+    await Covers(pool, uuid.UUID(int=1), terms).claim([CoverRequest(ADDRESS, 0, 0, 2_000)])
+    await earn(connection, 700)
+    listed = await cocoon(database_url, "workers", "stakes")
+    assert listed.returncode == 0, listed.stderr
+    heading, row = listed.stdout.splitlines()
+
+    assert heading.split()[:6] == ["worker", "stake", "state", "bonded", "unbonding", "weight"]
+    assert row.split()[1:] == [
+        ADDRESS, "live", "0.00001", "TON", "0", "TON", "2.5", "0.0000007", "TON", "0.000002", "TON",
+    ]  # fmt: skip

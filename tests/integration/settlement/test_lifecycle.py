@@ -18,6 +18,7 @@ from billing.escrows import Escrow, EscrowState
 from billing.postgres.account import Accounts
 from billing.postgres.escrows import Escrows
 from billing.postgres.ledger import PostgresLedger
+from billing.postgres.payouts import Payouts
 from billing.postgres.pool import Connection, Pool
 from billing.postgres.stakes import Stakes
 from billing.settlement.biller import run_biller
@@ -45,7 +46,7 @@ def biller_settings(network: SettlementNetwork, operator_key: bytes) -> BillerSe
     return BillerSettings(
         global_id=GLOBAL_ID, payout=network.payout, wallet_key=key(f"{network.name} operator"),
         voucher_key=network.voucher_key, operator_key=operator_key,
-        epoch_s=1.0, interval_s=0.1, settle_min_nano=10 * TON, claim_min_nano=1,
+        epoch_s=1.0, interval_s=0.1, settle_min_nano=10 * TON, claim_min_nano=1, fee_min_nano=1,
     )  # fmt: skip
 
 
@@ -141,14 +142,19 @@ async def test_a_deposit_is_used_settled_paid_out_and_refunded(
         async def settled() -> bool:
             return (await customer.now()).settled_nano == 4 * TON
 
+        shares = 4 * TON * (10_000 - FEE_BPS) // 10_000
         await until(settled, "the last voucher in the window")
         before = await customer.wallet.balance()
         local_chain.advance(61)
         await until(closed, "the refund in the books")
 
+        async def withdrawn() -> bool:
+            return await connection.fetchval("SELECT fee_withdrawn_nano FROM payout_contract") == 4 * TON - shares
+
         async def ties() -> bool:
             return not (await reconcile(pool, network.chain, network.payout)).differences
 
+        await until(withdrawn, "the operator's fee")
         await until(ties, "books and chain that say the same")
         await asyncio.to_thread(require_verdict, network, database_url, ties=True)
     await connection.execute("UPDATE payout_contract SET received_nano = received_nano + 1")
@@ -157,6 +163,7 @@ async def test_a_deposit_is_used_settled_paid_out_and_refunded(
     assert await customer.wallet.balance() - before > 16 * TON - TON // 100  # less what taking it in costs
     assert (await ledger.balance(customer.customer_id)).available == Amount(0)
     assert await connection.fetchval("SELECT paid_nano FROM payees WHERE returned_nano = 0") >= share
+    assert await Payouts(pool, str(network.payout)).revenue() == 0
     assert await connection.fetchval("SELECT count(*) FROM biller_alarms") == 0
     assert await connection.fetchval("SELECT credits_posted FROM accounts WHERE kind = 'operator_loss'") == 0
 

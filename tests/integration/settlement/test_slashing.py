@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from billing.postgres.alarms import Alarms
+from billing.postgres.covers import Covers
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Connection, Pool
 from billing.postgres.slashing import SlashEvidence, keep_evidence
@@ -15,15 +16,18 @@ from billing.postgres.stakes import Stakes
 from billing.settlement.actions import SLASH_NANO
 from billing.settlement.deployment import deploy_stake
 from billing.settlement.reconcile import reconcile
+from billing.settlement.watch import StakeWatcher
 from billing.slashing import Evidence, EvidenceState
-from billing.stakes import StakeState
+from billing.stakes import CoverTerms, StakeState
 from billing.ton.chain import ChainMessage, ChainTransaction
 from billing.ton.wallet_messages import Transfer
 from cocoon.addresses import Address
 from cocoon.cells import Cell, write_boc
+from cocoon.contracts.codes import code_of
 from cocoon.contracts.judge import Accused, Refusal, judge
 from cocoon.contracts.messages import operation_of
 from cocoon.contracts.stake import (
+    CODE,
     Bounty,
     Burn,
     EvidenceKind,
@@ -175,6 +179,32 @@ async def test_asking_for_the_stake_back_escapes_nothing_and_two_lies_are_one_sl
     assert set((await staked.states()).values()) == {EvidenceState.SLASHED}
     first, second = sorted(await staked.evidence.list(limit=10), key=lambda one: one.id)
     assert (first.submitted_at is None, second.submitted_at is None) == (False, True)
+
+
+async def test_routing_may_use_what_is_still_bonded_and_nothing_once_evidence_is_kept(staked: Staked) -> None:
+    pool, asked_back = staked.scene.pool, 2 * TON
+    watcher = StakeWatcher(
+        staked.chain, Stakes(pool), Alarms(pool), code_hash=code_of(CODE).hash, operator_key=staked.config.operator_key
+    )
+    covers = Covers(pool, uuid.UUID(int=1), CoverTerms())
+
+    async def headroom() -> int:
+        await watcher.look()
+        [seen] = await covers.headrooms([str(staked.address)])
+        return seen.headroom_nano
+
+    async def bonded() -> bool:
+        return await headroom() == BOND
+
+    async def less() -> bool:
+        return await headroom() == BOND - asked_back
+
+    await until(bonded, "the bond")
+    await staked.network.operator.send(Transfer(staked.address, TON // 20, RequestUnbond(1, asked_back).encode()))
+    await until(less, "the request")
+    # The contract would slash all of it, but nobody has asked it to yet.
+    await staked.equivocate()
+    assert await headroom() == 0
 
 
 def forgeries(staked: Staked) -> dict[str, tuple[EvidenceKind, Cell, Refusal]]:
