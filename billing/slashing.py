@@ -1,4 +1,4 @@
-"""Evidence against workers' stakes, as it is kept: each piece whole, as the stake's contract takes it."""
+"""StakeEvidence against workers' stakes, as it is kept: each piece whole, as the stake's contract takes it."""
 
 import datetime as dt
 import enum
@@ -22,7 +22,7 @@ class EvidenceState(enum.StrEnum):
     REFUSED = "refused"
 
 
-class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+class StakeEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker signed and may not: `slot` is its receipt key and the head's number, `boc` the evidence's cell.
 
     `stake` is the contract (raw address) that the heads name, whatever the worker has enrolled with since.
@@ -37,7 +37,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     boc: bytes
 
 
-class KeptEvidence(Evidence, frozen=True, kw_only=True):
+class KeptEvidence(StakeEvidence, frozen=True, kw_only=True):
     """A row of it. `staked_nano` is what was bonded and unbonding when it was submitted, or found too little."""
 
     id: int

@@ -8,7 +8,7 @@ import structlog
 
 from billing.postgres.pool import Connection, Pool, Record, acquired
 from billing.postgres.statements import load_statements
-from billing.slashing import Charge, Evidence, EvidenceState, KeptEvidence, Unproven
+from billing.slashing import Charge, EvidenceState, KeptEvidence, StakeEvidence, Unproven
 from cocoon.addresses import Address
 from cocoon.contracts.judge import Accused
 from cocoon.contracts.stake import EvidenceKind
@@ -41,7 +41,7 @@ class Refused(msgspec.Struct, frozen=True):
     detail: str
 
 
-async def keep_evidence(connection: Connection, found: Sequence[Evidence]) -> None:
+async def keep_evidence(connection: Connection, found: Sequence[StakeEvidence]) -> None:
     """Keep evidence in the transaction of whoever found it; once for each slot and kind."""
     for one in found:
         kept = await connection.fetchval(

@@ -12,12 +12,11 @@ from audit.entries import Entry, LeafType, entry_of, receipt_envelope
 from audit.postgres.queue import enqueue_digests
 from billing.postgres.pool import Connection, Pool, Record, acquired, transaction
 from billing.postgres.slashing import keep_evidence
-from billing.slashing import Evidence
+from billing.slashing import StakeEvidence
 from cocoon.addresses import Address
 from cocoon.bundle import Batched, Countersigned, ReceiptBundle
 from cocoon.cells import Cell, write_boc
-from cocoon.contracts import stake
-from cocoon.contracts.stake import EvidenceKind
+from cocoon.contracts.stake import Evidence, EvidenceKind
 from cocoon.ids import job_day
 from cocoon.receipt import ReceiptHead
 from cocoon.signed_batch import BatchHead, Proof, SignedBatch
@@ -52,7 +51,7 @@ class AuthenticReceipt(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: uuid.UUID
     customer_id: uuid.UUID
     receipt_pk: bytes
-    named: stake.Evidence | None
+    named: Evidence | None
     keyset_digest: bytes
     head: bytes
     signature: bytes
@@ -149,7 +148,7 @@ async def _keep_slots(connection: Connection, receipts: Sequence[AuthenticReceip
     return found
 
 
-def _over_use(one: AuthenticReceipt) -> Evidence | None:
+def _over_use(one: AuthenticReceipt) -> StakeEvidence | None:
     """What shows that a receipt says more than its ticket; None where it does not, or where nobody could sign that."""
     ticket, used = Ticket.decode(one.ticket), ReceiptHead.decode(one.head).usage
     if one.named is None or (used.prompt <= ticket.max_prompt and used.completion <= ticket.max_completion):
@@ -164,8 +163,8 @@ def _over_use(one: AuthenticReceipt) -> Evidence | None:
     return _evidence(one, EvidenceKind.OVER_USE, cell)
 
 
-def _evidence(one: AuthenticReceipt, kind: EvidenceKind, cell: Cell) -> Evidence:
-    return Evidence(
+def _evidence(one: AuthenticReceipt, kind: EvidenceKind, cell: Cell) -> StakeEvidence:
+    return StakeEvidence(
         stake=str(Address(0, ReceiptHead.decode(one.head).stake)), worker_id=one.worker_id, kind=kind, slot=one.slot,
         job_id=one.job_id, attempt=one.attempt, boc=write_boc(cell),
     )  # fmt: skip

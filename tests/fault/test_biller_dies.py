@@ -24,7 +24,7 @@ from billing.settlement import actions
 from billing.settlement.biller import Biller
 from billing.settlement.reconcile import reconcile
 from billing.settlement.settings import BillerSettings
-from billing.slashing import Evidence, EvidenceState
+from billing.slashing import EvidenceState, StakeEvidence
 from billing.ton.chain import AccountState, BlockRef, ChainMessage
 from billing.ton.wallet import OperatorWallet
 from cocoon.addresses import Address
@@ -255,7 +255,7 @@ async def test_billers_that_keep_dying_slash_a_stake_once(
     chain, clock = StakeToo(seed), ManualClock(dt.datetime.now(dt.UTC))
     await Stakes(pool).register(str(STAKE), uuid.uuid4())
     for case in (one for one in slash_evidence.cases() if not one.exit):
-        one = Evidence(
+        one = StakeEvidence(
             stake=str(STAKE), worker_id=uuid.uuid4(), kind=slash_evidence.EvidenceKind(case.kind),
             slot=case.evidence.hash + bytes(8), job_id=uuid.uuid4(), attempt=0, boc=write_boc(case.evidence),
         )  # fmt: skip

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from billing.postgres.pool import connect
 from billing.postgres.slashing import keep_evidence
 from billing.settlement.deployment import deploy_stake
-from billing.slashing import Evidence
+from billing.slashing import StakeEvidence
 from cli.contract import Contract
 from cli.main import main
 from cli.slash import EvidenceFile
@@ -120,7 +120,7 @@ def test_an_operator_lists_and_hands_out_what_is_kept(database_url: str, tmp_pat
 
     async def keep() -> None:
         async with connect(database_url, application="test") as connection:
-            one = Evidence(
+            one = StakeEvidence(
                 stake=said.stake, worker_id=job_id(), kind=said.kind, slot=bytes(40), job_id=job_id(), attempt=0,
                 boc=said.evidence,
             )  # fmt: skip

@@ -14,7 +14,7 @@ from billing.postgres.slashing import SlashEvidence, keep_evidence
 from billing.postgres.stakes import Stakes
 from billing.settlement.actions import Action
 from billing.settlement.slashing import TRIES_MAX, WORTH_NANO, SlashPlan
-from billing.slashing import Evidence, EvidenceState
+from billing.slashing import EvidenceState, StakeEvidence
 from billing.stakes import StakeSeen
 from billing.ton.outbox import ATTEMPTS_MAX, Intent
 from billing.ton.wallet import OperatorWallet
@@ -61,7 +61,7 @@ class Plan:
         for name in names:
             case = CASES[name]
             slot = hashlib.sha256(name.encode()).digest() + bytes(8)
-            one = Evidence(
+            one = StakeEvidence(
                 stake=ADDRESS, worker_id=uuid.uuid4(), kind=slash_evidence.EvidenceKind(case.kind), slot=slot,
                 job_id=uuid.uuid4(), attempt=0, boc=write_boc(case.evidence),
             )  # fmt: skip

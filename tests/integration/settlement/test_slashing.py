@@ -17,9 +17,9 @@ from billing.settlement.actions import SLASH_NANO
 from billing.settlement.deployment import deploy_stake
 from billing.settlement.reconcile import reconcile
 from billing.settlement.watch import StakeWatcher
-from billing.slashing import Evidence, EvidenceState
+from billing.slashing import EvidenceState, StakeEvidence
 from billing.stakes import CoverTerms, StakeState
-from billing.ton.chain import ChainMessage, ChainTransaction
+from billing.ton.chain import TRANSACTIONS_MAX, ChainMessage, ChainTransaction
 from billing.ton.wallet_messages import Transfer
 from cocoon.addresses import Address
 from cocoon.cells import Cell, write_boc
@@ -30,6 +30,7 @@ from cocoon.contracts.stake import (
     CODE,
     Bounty,
     Burn,
+    Evidence,
     EvidenceKind,
     RequestUnbond,
     Slash,
@@ -38,7 +39,6 @@ from cocoon.contracts.stake import (
     StakePhase,
     delegate_receipt_key,
 )
-from cocoon.contracts.stake import Evidence as Named
 from cocoon.receipt import ReceiptHead
 from cocoon.receipt_batch import Verdict
 from cocoon.signed_batch import BatchHead
@@ -145,7 +145,11 @@ async def test_two_heads_of_one_number_cost_the_stake_to_the_nano(staked: Staked
     assert (bounty.destination, bounty.value_nano) == (operator, BOUNTY)
     assert (burn.destination, burn.value_nano) == (Address(0, bytes(32)), BOND - BOUNTY)
     assert Bounty.decode(bounty.body).amount_nano + Burn.decode(burn.body).amount_nano == BOND
-    taken = [one.incoming for one in await staked.chain.transactions(operator) if one.incoming is not None]
+    taken = [
+        one.incoming
+        for one in await staked.chain.transactions(operator, limit=TRANSACTIONS_MAX)
+        if one.incoming is not None
+    ]
     assert [one.value_nano for one in taken if one.source == staked.address and one.body.hash == bounty.body.hash] == [
         BOUNTY
     ]
@@ -212,7 +216,7 @@ def forgeries(staked: Staked) -> dict[str, tuple[EvidenceKind, Cell, Refusal]]:
     signer, operator = staked.scene.signer, staked.scene.operator
     ticket = signer.ticket()
     honest = signer.delivered(ticket, staked.scene.customer, TokenUsage(prompt=100, completion=50))
-    named = Named.named_by(signer.keyset)
+    named = Evidence.named_by(signer.keyset)
     assert named is not None
     head, forged = (honest.head, honest.signature), ReceiptHead.decode(honest.head)
     other = msgspec.structs.replace(forged, body_sha256=bytes(32)).encode()
@@ -244,7 +248,7 @@ async def test_a_gateway_that_forges_slashes_nobody(staked: Staked, connection: 
     made = forgeries(staked)
     for name, (kind, cell, refusal) in made.items():
         assert judge(kind, cell, staked.accused) is refusal, name
-        evidence = Evidence(
+        evidence = StakeEvidence(
             stake=str(staked.address), worker_id=staked.scene.signer.worker_id, kind=kind,
             slot=hashlib.sha256(name.encode()).digest() + bytes(8), job_id=uuid.uuid4(), attempt=0,
             boc=write_boc(cell),
