@@ -1,13 +1,14 @@
 """`cocoon proxy`: an OpenAI endpoint on this machine that seals every prompt for workers which it verified itself."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cli.amounts import TON
-from cli.trusting import state_folder, trust_of, trusting
+from cli.trusting import liteservers_option, state_folder, trust_of, trusting
 from cocoon.logs import configure_logging
 from cocoon_client.escrow_file import EscrowFileError, read_escrow_file
 from cocoon_client.proxy.main import Proxy, ProxySettings, require_local, serve
@@ -31,6 +32,7 @@ from cocoon_client.vouchers import VoucherSigner
 )
 @click.option("--voucher-cap", type=TON, help="The most that is ever signed in all. Needed with --escrow.")
 @click.option("--voucher-accepted", type=TON, default=0, help="What was used by other ways, accepted without receipts.")
+@liteservers_option
 @click.option("--api-key", envvar="COCOON_API_KEY", hidden=True, default="")
 @trusting
 def command(
@@ -45,12 +47,13 @@ def command(
     escrow_file: Path | None,
     voucher_cap: int | None,
     voucher_accepted: int,
+    liteservers: Path | None,
     **trusted: Any,
 ) -> None:
     """Serve the OpenAI API here, and send only sealed requests on.
 
     A request without an API key gets the one in COCOON_API_KEY. Proofs are kept for `cocoon verify`; they hold prompts
-    and answers in clear.
+    and answers in clear. With --liteservers a worker whose evidence names a block that is not in the chain is not used.
     """
     trust = trust_of(**trusted, allow_simulated=allow_simulated)
     settings = ProxySettings(
@@ -66,7 +69,20 @@ def command(
         if trust.allow_simulated:
             click.echo("SIMULATED evidence is accepted: no hardware protects what you ask.", err=True)
 
-    asyncio.run(serve(settings, trust, ready))
+    asyncio.run(_serve(settings, trust, ready, liteservers))
+
+
+async def _serve(
+    settings: ProxySettings, trust: Trust, ready: Callable[[Proxy], None], liteservers: Path | None
+) -> None:
+    if liteservers is None:
+        await serve(settings, trust, ready)
+        return
+    # Only who asks the chain needs what that takes.
+    from cli.own_chain import own_chain
+
+    async with own_chain(liteservers, trust.network) as chain:
+        await serve(settings, trust, ready, chain)
 
 
 def _signer(path: Path | None, cap: int | None, accepted: int, state: Path, trust: Trust) -> VoucherSigner | None:

@@ -12,6 +12,11 @@ from cocoon_client.trust import Trust, read_policy, read_trust
 
 STATE_FOLDER: Final = ".cocoon"
 
+liteservers_option = click.option(
+    "--liteservers", envvar="COCOON_LITESERVERS", show_envvar=True, type=click.Path(dir_okay=False, path_type=Path),
+    help="Whom to ask about the chain; a file in the form of global.config.json.",
+)  # fmt: skip
+
 
 def trusting(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `trust_of` reads."""

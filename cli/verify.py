@@ -7,16 +7,16 @@ from typing import Any
 import click
 import httpx
 
-from cli.trusting import state_folder, trust_of, trusting
+from cli.trusting import liteservers_option, state_folder, trust_of, trusting
 from cocoon.clock import SystemClock
 from cocoon_client.errors import BundleUnavailableError
 from cocoon_client.receipts import Receipts, complete, offline_growth, remember
 from cocoon_client.store import Store, is_receipt_id, read_proof, write_private
 from cocoon_client.trust import Trust
-from cocoon_client.verification.log import Anchored
+from cocoon_client.verification.chain import OwnChain
 from cocoon_client.verification.proof import Proof
 from cocoon_client.verification.steps import Report
-from cocoon_client.verification.walk import verify
+from cocoon_client.verification.walk import NOT_ASKED, verify
 
 WAIT_S = 30.0
 TIMEOUT_S = 30.0
@@ -34,9 +34,7 @@ TIMEOUT_S = 30.0
 @click.option("--wait", "wait_s", type=click.FloatRange(0, 600), default=WAIT_S, show_default=True,
               help="Seconds that signatures and log may still take.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The steps as JSON.")
-@click.option("--liteservers", envvar="COCOON_LITESERVERS", show_envvar=True,
-              type=click.Path(dir_okay=False, path_type=Path),
-              help="Whom to ask about the chain; a file in the form of global.config.json.")  # fmt: skip
+@liteservers_option
 @click.option("--payout", help="Compare the log with its anchor in this payout contract on TON.")
 @click.option("--api-key", envvar="COCOON_API_KEY", hidden=True, default="")
 @trusting
@@ -48,62 +46,62 @@ def command(
     """Verify RECEIPT: a receipt id, or a file that --save or the proxy wrote.
 
     A file, and a receipt whose proof the proxy has completed, need no network. Simulated evidence fails unless
-    --allow-simulated is given. With --payout the chain is asked too, and the step `anchor` is required.
+    --allow-simulated is given. With --liteservers the chain is asked too: for the block that the evidence names, for
+    the worker's stake, and with --payout for the log's anchor, which is then required.
     """
     trust = trust_of(**trusted, allow_simulated=allow_simulated)
     store = Store(state_folder(state))
-    anchor = None
-    if payout is not None:
-        if liteservers is None:
-            raise click.UsageError("--payout needs --liteservers")
-        # Only who asks the chain needs what that takes.
-        from cli.anchors import read_anchor
-
-        anchor = asyncio.run(read_anchor(liteservers, payout, trust.network))
-    source = _Source(store, trust, base_url, api_key, wait_s, anchor)
-    proof, report = source.file(Path(receipt)) if Path(receipt).is_file() else source.receipt(receipt)
+    saved = read_proof(Path(receipt)) if Path(receipt).is_file() else None
+    source = _Source(store, trust, base_url, api_key, wait_s)
+    proof, report = asyncio.run(_judged(source, receipt, saved, liteservers, payout))
     if save is not None:
         write_private(save, proof.encode())
     click.echo(report.encode() if as_json else report.in_words())
     ctx.exit(0 if report.holds else 1)
 
 
+async def _judged(
+    source: "_Source", receipt: str, saved: Proof | None, liteservers: Path | None, payout: str | None
+) -> tuple[Proof, Report]:
+    if liteservers is None and payout is None:
+        return await source.judged(receipt, saved, None)
+    # Only who asks the chain needs what that takes.
+    from cli.own_chain import own_chain
+
+    async with own_chain(liteservers, source.trust.network, payout) as chain:
+        return await source.judged(receipt, saved, chain)
+
+
 class _Source:
     """Where proofs come from: files, the proxy's folder, the gateway."""
 
-    def __init__(
-        self, store: Store, trust: Trust, base_url: str | None, api_key: str, wait_s: float, anchor: Anchored | None
-    ) -> None:
+    def __init__(self, store: Store, trust: Trust, base_url: str | None, api_key: str, wait_s: float) -> None:
         self._store = store
-        self._trust = trust
+        self.trust = trust
         self._base_url = base_url
         self._api_key = api_key
         self._wait_s = wait_s
-        self._anchor = anchor
 
-    def file(self, path: Path) -> tuple[Proof, Report]:
-        """A saved proof, offline."""
-        return self._offline(read_proof(path))
-
-    def receipt(self, receipt_id: str) -> tuple[Proof, Report]:
-        """A receipt by its id: from the gateway where one is named, else as the proxy completed it."""
-        if not is_receipt_id(receipt_id):
-            raise BundleUnavailableError(f"{receipt_id} is neither a file nor a receipt id")
+    async def judged(self, receipt: str, saved: Proof | None, chain: OwnChain | None) -> tuple[Proof, Report]:
+        """A proof that was read, or a receipt by its id: from the gateway where one is named, else as it was kept."""
+        if saved is not None:
+            return await self._offline(saved, chain)
+        if not is_receipt_id(receipt):
+            raise BundleUnavailableError(f"{receipt} is neither a file nor a receipt id")
         if self._base_url is not None:
-            return asyncio.run(self._asked(receipt_id, self._base_url))
-        proof = self._store.load(receipt_id)
+            return await self._asked(receipt, self._base_url, chain)
+        proof = self._store.load(receipt)
         if proof is None:
             raise BundleUnavailableError("nothing was kept of this receipt; name its gateway with --base-url")
-        return self._offline(proof)
+        return await self._offline(proof, chain)
 
-    def _offline(self, proof: Proof) -> tuple[Proof, Report]:
-        report = verify(proof, self._trust, offline_growth(self._trust, self._store), self._anchor)
-        remember(self._store, self._trust, proof, report)
+    async def _offline(self, proof: Proof, chain: OwnChain | None) -> tuple[Proof, Report]:
+        on_chain = NOT_ASKED if chain is None else await chain.look(proof)
+        report = verify(proof, self.trust, offline_growth(self.trust, self._store), on_chain)
+        remember(self._store, self.trust, proof, report)
         return proof, report
 
-    async def _asked(self, receipt_id: str, base_url: str) -> tuple[Proof, Report]:
+    async def _asked(self, receipt_id: str, base_url: str, chain: OwnChain | None) -> tuple[Proof, Report]:
         async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
             receipts = Receipts(client, base_url, self._api_key, SystemClock())
-            return await complete(
-                receipts, self._store, self._trust, receipt_id, wait_s=self._wait_s, anchor=self._anchor
-            )
+            return await complete(receipts, self._store, self.trust, receipt_id, wait_s=self._wait_s, chain=chain)

@@ -11,6 +11,7 @@ import msgspec
 
 from cocoon.checkpoints import NOTE_CHARS_MAX, SIZE_MAX
 from cocoon.delegation import SIGNATURE_BYTES
+from cocoon.enrolment import STAKE_BYTES_MAX
 from cocoon.errors import MalformedError
 from cocoon.merkle import PROOF_HASHES_MAX
 from cocoon.receipt import BODY_BYTES_MAX, HEAD_BYTES
@@ -58,7 +59,8 @@ class ReceiptBundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `head`, `signature` and `body` are `cocoon.receipt`'s, `ticket` the 125 bytes of the gateway's authorisation.
     `keyset` is the canonical keyset whose `receipt_pk` signed; `evidence` (`attestation.Evidence.encode`) and
     `endorsements` are those with which this keyset was admitted, null where the worker has no TEE. `manifest` is the
-    model's. `countersigned` is null where nothing was charged for this receipt.
+    model's. `countersigned` is null where nothing was charged for this receipt. `stake` is the configuration (a BoC) of
+    the stake that the head names, null where it names none or none was kept.
     """
 
     v: int = VERSION
@@ -74,6 +76,7 @@ class ReceiptBundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     endorsements: bytes | None
     manifest: bytes | None
     log: Inclusion | None
+    stake: Annotated[bytes, msgspec.Meta(max_length=STAKE_BYTES_MAX)] | None = None
 
     def encode(self) -> bytes:
         """The JSON."""

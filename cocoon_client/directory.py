@@ -4,8 +4,10 @@
 own opinion of it is not read: every worker is judged here, under the client's policy. No I/O; `transport` fetches.
 """
 
+import contextlib
 import datetime as dt
 import random
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -15,9 +17,13 @@ from attestation.judge import Question, judge
 from attestation.verdict import Verdict
 from cocoon.enrolment import Keyset
 from cocoon.errors import MalformedError
+from cocoon.receipt import NO_STAKE
 from cocoon.sealed import PUBLIC_KEY_BYTES, RECIPIENTS_MAX, Recipient
+from cocoon.stakes import named_stake
+from cocoon.statement import Beacon, Statement
 from cocoon_client.errors import AttestationUnavailableError, NotTrustedError
 from cocoon_client.trust import Trust
+from cocoon_client.verification.chain import answering_stake
 
 NONCE_BYTES: Final = 32
 ATTESTATION_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -27,6 +33,9 @@ MARGIN_S: Final = 120
 """A keyset that ends sooner is not sealed for: the answer has to fit in as well."""
 REFRESH_S: Final = 900
 """How long a model's workers are used before newer ones are asked for."""
+OwnBlocks = Mapping[Beacon, Beacon]
+"""What a chain of one's own has where statements name blocks."""
+_NONE: OwnBlocks = {}
 
 
 class _ShownWorker(msgspec.Struct, frozen=True):
@@ -34,6 +43,7 @@ class _ShownWorker(msgspec.Struct, frozen=True):
 
     evidence: bytes | None = None
     endorsements: bytes | None = None
+    stake: bytes | None = None
     name: str = ""
 
 
@@ -97,24 +107,26 @@ class Directory:
         """Ask for evidence again at the next request."""
         self._models.pop(model, None)
 
-    def judge(self, model: str, answer: bytes, *, nonce: bytes, manifest: bytes | None, at: dt.datetime) -> None:
+    def judge(
+        self, model: str, answer: bytes, *, nonce: bytes, manifest: bytes | None, at: dt.datetime,
+        own: OwnBlocks = _NONE,
+    ) -> None:  # fmt: skip
         """Judge every worker of an answer and remember those that hold.
+
+        `own` has the blocks of the client's own chain where statements name some, if it has one (`named_blocks`).
 
         Raises:
             AttestationUnavailableError: not an answer, or it names no worker at all.
             NotTrustedError: no worker holds; the message says why, worker by worker.
         """
-        try:
-            shown = msgspec.json.decode(answer, type=AttestationAnswer)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise AttestationUnavailableError("the gateway's answer about its workers cannot be read") from error
+        shown = _read(answer)
         if shown.model != model or not shown.workers or len(shown.workers) > WORKERS_MAX:
             raise AttestationUnavailableError(f"the gateway shows no attested worker of {model}")
         verified: dict[bytes, VerifiedWorker] = {}
         refusals: list[tuple[str, str, str]] = []
         for worker in shown.workers:
             try:
-                held = self._judged(worker, nonce, manifest, at)
+                held = self._judged(worker, nonce, manifest, at, own)
                 verified[held.verdict.keyset_digest] = held
             except _RefusedWorkerError as refusal:
                 refusals.append((worker.name, refusal.code, str(refusal)))
@@ -125,14 +137,16 @@ class Directory:
             self._models.clear()
         self._models[model] = (at, tuple(verified.values()))
 
-    def _judged(self, shown: _ShownWorker, nonce: bytes, manifest: bytes | None, at: dt.datetime) -> VerifiedWorker:
+    def _judged(
+        self, shown: _ShownWorker, nonce: bytes, manifest: bytes | None, at: dt.datetime, own: OwnBlocks
+    ) -> VerifiedWorker:
         raw, endorsed = shown.evidence or b"", shown.endorsements or b""
         try:
             evidence, endorsements = Evidence.decode(raw), Endorsements.decode(endorsed)
-            keyset = Keyset.decode(evidence.keyset)
+            keyset, named = Keyset.decode(evidence.keyset), Statement.decode(evidence.statement).beacon
         except MalformedError as error:
             raise _RefusedWorkerError("evidence_malformed", f"it shows no evidence: {error}") from error
-        question = Question(at=at, deployment=self.trust.deployment, nonce=nonce)
+        question = Question(at=at, deployment=self.trust.deployment, nonce=nonce, beacon=own.get(named))
         verdict = judge(evidence, endorsements, self.trust.policy, question)
         for reason in verdict.reasons:
             raise _RefusedWorkerError(reason.code.value, reason.message)
@@ -140,12 +154,37 @@ class Directory:
             raise _RefusedWorkerError("simulated_refused", "its TEE is simulated and that was not allowed")
         if manifest is not None and verdict.model_manifest_sha256 != manifest:
             raise _RefusedWorkerError("manifest_mismatch", "it serves other weights than the pinned manifest names")
+        try:
+            if named_stake(keyset) != NO_STAKE and shown.stake is not None:
+                answering_stake(keyset, shown.stake, self.trust)
+        except MalformedError as error:
+            raise _RefusedWorkerError("stake_invalid", f"its stake does not answer for it: {error}") from error
         if len(keyset.hpke_xwing) != PUBLIC_KEY_BYTES:
             raise _RefusedWorkerError("no_sealing_key", "its keyset has no key to seal for")
         return VerifiedWorker(
             name=shown.name, keyset=keyset, keyset_bytes=evidence.keyset, evidence=raw,
             endorsements=endorsed, nonce=nonce, verdict=verdict,
         )  # fmt: skip
+
+
+def named_blocks(answer: bytes) -> set[Beacon]:
+    """The blocks that the statements in an answer name; malformed ones name none.
+
+    Raises:
+        AttestationUnavailableError: not an answer.
+    """
+    found: set[Beacon] = set()
+    for worker in _read(answer).workers[:RECIPIENTS_MAX]:
+        with contextlib.suppress(MalformedError):
+            found.add(Statement.decode(Evidence.decode(worker.evidence or b"").statement).beacon)
+    return found
+
+
+def _read(answer: bytes) -> AttestationAnswer:
+    try:
+        return msgspec.json.decode(answer, type=AttestationAnswer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AttestationUnavailableError("the gateway's answer about its workers cannot be read") from error
 
 
 class _RefusedWorkerError(Exception):

@@ -16,10 +16,11 @@ from cocoon.errors import MalformedError
 from cocoon_client.errors import BundleUnavailableError, ClientError
 from cocoon_client.opening import Opening
 from cocoon_client.trust import Trust
+from cocoon_client.verification.chain import OwnChain
 from cocoon_client.verification.log import Anchored, Growth, is_larger
 from cocoon_client.verification.proof import Proof
 from cocoon_client.verification.steps import Report
-from cocoon_client.verification.walk import verify
+from cocoon_client.verification.walk import NOT_ASKED, verify
 
 POLL_S: Final = 0.5
 PROOF_BYTES_MAX: Final = 64 * 1024
@@ -153,12 +154,12 @@ def offline_growth(trust: Trust, store: Proofs) -> Growth | None:
 
 
 async def complete(
-    receipts: Receipts, store: Proofs, trust: Trust, receipt_id: str, *, wait_s: float, anchor: Anchored | None = None
+    receipts: Receipts, store: Proofs, trust: Trust, receipt_id: str, *, wait_s: float, chain: OwnChain | None = None
 ) -> tuple[Proof, Report]:
     """Fetch what belongs to a receipt, keep it beside what this client kept, and judge it all.
 
-    The checkpoint is remembered only when it is consistent with what was seen before. `anchor` is what the chain was
-    found to hold, if it was asked.
+    The checkpoint is remembered only when it is consistent with what was seen before. `chain` is the client's own, if
+    it has one.
 
     Raises:
         BundleUnavailableError: the gateway shows nothing.
@@ -170,8 +171,11 @@ async def complete(
         raise MalformedError("the gateway shows the bundle of another receipt")
     proof = Proof(bundle=bundle, opening=None if kept is None else kept.opening)
     growth = await receipts.growth(trust, store, bundle)
-    anchored = None if anchor is None else await receipts.anchored(anchor, bundle)
-    report = await asyncio.to_thread(verify, proof, trust, growth, anchored)
+    on_chain = NOT_ASKED if chain is None else await chain.look(proof)
+    if on_chain.anchored is not None:
+        anchored = await receipts.anchored(on_chain.anchored, bundle)
+        on_chain = msgspec.structs.replace(on_chain, anchored=anchored)
+    report = await asyncio.to_thread(verify, proof, trust, growth, on_chain)
     if proof.opening is not None:
         store.save(proof)
     remember(store, trust, proof, report)

@@ -11,7 +11,7 @@ import random
 import threading
 import urllib.parse
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from typing import Annotated, Final, NamedTuple, Protocol
+from typing import Annotated, Final, Protocol
 
 import httpx
 import msgspec
@@ -19,7 +19,7 @@ import msgspec
 from cocoon.clock import Clock, SystemClock, system_random
 from cocoon.ids import new_job_id
 from cocoon.sealed import CONTENT_TYPE
-from cocoon_client.directory import ATTESTATION_BYTES_MAX, Directory, VerifiedWorker
+from cocoon_client.directory import ATTESTATION_BYTES_MAX, Directory, OwnBlocks, VerifiedWorker, named_blocks
 from cocoon_client.errors import (
     AnswerRefusedError,
     AttestationUnavailableError,
@@ -30,7 +30,8 @@ from cocoon_client.exchange import SealedExchange
 from cocoon_client.opening import Opening, ShownPrice
 from cocoon_client.plan import Plan, plan_request
 from cocoon_client.trust import Trust
-from cocoon_client.vouchers import TAKEN, VOUCHERS, SignedVoucher, VoucherSigner, demand_in
+from cocoon_client.verification.chain import OwnChain, own_blocks
+from cocoon_client.vouchers import TAKEN, VOUCHERS, Remedy, SignedVoucher, VoucherSigner, demand_in
 
 RECEIPT_HEADER: Final = "x-cocoon-receipt"
 KEYSET_HEADER: Final = "x-cocoon-keyset"
@@ -106,14 +107,18 @@ class Sealer:
         """Workers that the request can be sealed for now."""
         return self.directory.known(plan.model, plan.manifest, self.now()) if plan.model in self._facts else ()
 
-    def learn(self, plan: Plan, nonce: bytes, answer: bytes, model: bytes | None) -> tuple[VerifiedWorker, ...]:
+    def learn(
+        self, plan: Plan, nonce: bytes, answer: bytes, model: bytes | None, own: OwnBlocks
+    ) -> tuple[VerifiedWorker, ...]:
         """Judge what the gateway showed. `model` is its description of the model, if it has one.
+
+        `own` has the blocks that the client's own chain has where statements name some.
 
         Raises:
             AttestationUnavailableError: it showed nothing.
             NotTrustedError: nothing of it holds.
         """
-        self.directory.judge(plan.model, answer, nonce=nonce, manifest=plan.manifest, at=self.now())
+        self.directory.judge(plan.model, answer, nonce=nonce, manifest=plan.manifest, at=self.now(), own=own)
         facts = _ModelFacts()
         if model is not None:
             with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
@@ -141,7 +146,7 @@ class Sealer:
             self.vouchers.support(opening)
         self.keeper.keep(opening)
 
-    def remedy(self, request: httpx.Request, plan: Plan, status: int, body: bytes) -> "Remedy | None":
+    def remedy(self, request: httpx.Request, plan: Plan, status: int, body: bytes) -> Remedy | None:
         """What may turn a refusal into an answer: newer workers, a voucher, or a moment for charges to be booked."""
         if _workers_gone(body):
             self.directory.forget(plan.model)
@@ -154,19 +159,11 @@ class Sealer:
             return Remedy(voucher=voucher, request=voucher_request(request, plan, voucher))
         return Remedy(pause_s=VOUCHER_PAUSE_S) if self.vouchers.unsigned_nano else None
 
-    def note_answered(self, remedy: "Remedy", status: int) -> bool:
+    def note_answered(self, remedy: Remedy, status: int) -> bool:
         """Whether the gateway has the voucher, and the request may be tried again."""
         if status in TAKEN and self.vouchers is not None and remedy.voucher is not None:
             self.vouchers.note_handed_in(remedy.voucher)
         return status in TAKEN
-
-
-class Remedy(NamedTuple):
-    """What to do before a request is tried once more: send `request`, wait for this long, or nothing."""
-
-    voucher: SignedVoucher | None = None
-    request: httpx.Request | None = None
-    pause_s: float = 0.0
 
 
 class SealingTransport(httpx.BaseTransport):
@@ -232,16 +229,17 @@ class SealingTransport(httpx.BaseTransport):
                 answer = _attestation(shown.status_code, _read(shown, ATTESTATION_BYTES_MAX))
                 described = self._inner.handle_request(model_request(request, plan))
                 facts = _read(described, ERROR_BYTES_MAX)
-                workers = self._sealer.learn(plan, nonce, answer, facts if described.status_code == _OK else None)
+                workers = self._sealer.learn(plan, nonce, answer, facts if described.status_code == _OK else None, {})
             _require(workers, plan)
             exchange = self._sealer.seal(plan, _api_key(request), workers)
         return self._inner.handle_request(sealed_request(request, exchange)), exchange
 
 
 class AsyncSealingTransport(httpx.AsyncBaseTransport):
-    """For `httpx.AsyncClient`, on asyncio."""
+    """For `httpx.AsyncClient`, on asyncio. Workers that name blocks which `chain` does not have are not used."""
 
-    def __init__(self, sealer: Sealer, inner: httpx.AsyncBaseTransport) -> None:
+    def __init__(self, sealer: Sealer, inner: httpx.AsyncBaseTransport, chain: OwnChain | None = None) -> None:
+        self._chain = chain
         self._sealer = sealer
         self._inner = inner
         self._lock = asyncio.Lock()
@@ -309,7 +307,8 @@ class AsyncSealingTransport(httpx.AsyncBaseTransport):
         facts = await _aread(described, ERROR_BYTES_MAX)
         # A verdict takes milliseconds of processor time for every worker: not on the loop that others stream on.
         known = facts if described.status_code == _OK else None
-        return await asyncio.to_thread(self._sealer.learn, plan, nonce, answer, known)
+        own = await own_blocks(self._chain, named_blocks(answer))
+        return await asyncio.to_thread(self._sealer.learn, plan, nonce, answer, known, own)
 
 
 class _OpenedStream(httpx.SyncByteStream):

@@ -12,8 +12,9 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, NamedTuple
 
+import httpx
 import msgspec
 import structlog
 
@@ -84,6 +85,14 @@ class _Tally(msgspec.Struct, forbid_unknown_fields=True):
     numerator: int = 0
     signed: int = 0
     handed: int = 0
+
+
+class Remedy(NamedTuple):
+    """What to do before a request is tried once more: send `request`, wait for this long, or nothing."""
+
+    voucher: SignedVoucher | None = None
+    request: httpx.Request | None = None
+    pause_s: float = 0.0
 
 
 class VoucherSigner:

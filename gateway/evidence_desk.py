@@ -33,7 +33,10 @@ log = structlog.get_logger()
 
 
 class ShownWorker(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker's evidence with the vendors' documents, and what this gateway finds about it. Bytes are base64."""
+    """One worker's evidence with the vendors' documents, and what this gateway finds about it. Bytes are base64.
+
+    `stake` is the configuration of the stake that the keyset names, null where it names none or none was kept.
+    """
 
     worker_id: uuid.UUID
     name: str
@@ -44,6 +47,7 @@ class ShownWorker(msgspec.Struct, frozen=True, kw_only=True):
     evidence: bytes
     endorsements: bytes
     verdict: Verdict
+    stake: bytes | None = None
 
 
 class ShownWorkers(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +97,12 @@ class EvidenceDesk:
             async with asyncio.TaskGroup() as group:
                 asked = [group.create_task(self._asked(worker, nonce)) for worker in chosen]
             found = [task.result() for task in asked]
-        workers = tuple(shown for shown in found if shown is not None)
+        stakes = await self._store.stake_configs({worker.stake for worker in chosen})
+        workers = tuple(
+            msgspec.structs.replace(shown, stake=stakes.get(worker.stake))
+            for worker, shown in zip(chosen, found, strict=True)
+            if shown is not None
+        )
         return ShownWorkers(model=model, policy_sha256=self._attestor.policy_sha256, workers=workers)
 
     async def _stored(self, workers: list[Worker]) -> list[ShownWorker | None]:

@@ -40,6 +40,7 @@ from cocoon.usage import TokenUsage
 from cocoon_client.opening import Opening
 from cocoon_client.trust import Trust
 from tests.signing_values import Operator
+from workers.agent.staking import StakedKey
 
 MODEL = "smol"
 NETWORK = -3
@@ -72,15 +73,21 @@ def trust(**changes: Any) -> Trust:
 class FakeWorker:
     """One attested agent with an engine that always says the same."""
 
-    def __init__(self, name: str = "worker-1", *, seed: bytes = bytes(32), manifest: bytes = MANIFEST) -> None:
+    def __init__(
+        self, name: str = "worker-1", *, seed: bytes = bytes(32), manifest: bytes = MANIFEST,
+        staked: StakedKey | None = None,
+    ) -> None:  # fmt: skip
+        self.stake = NO_STAKE if staked is None else staked.address.account
+        self.stake_config = None if staked is None else staked.config
         self.name = name
         self.tee = machine(seed)
         self.sealed_key = SealedKey.generate()
         self.receipt_key = Ed25519PrivateKey.generate()
-        now = int(time.time())
+        now, receipt_pk = int(time.time()), self.receipt_key.public_key().public_bytes_raw()
         self.keyset = Keyset(
-            v=1, stake_addr="", operator="", tls_spki_sha256=bytes(32), hpke_xwing=self.sealed_key.public_key,
-            hpke_x25519=b"", receipt_pk=self.receipt_key.public_key().public_bytes_raw(), delegation=b"",
+            v=1, stake_addr="" if staked is None else str(staked.address), operator="", tls_spki_sha256=bytes(32),
+            hpke_xwing=self.sealed_key.public_key, hpke_x25519=b"", receipt_pk=receipt_pk,
+            delegation=b"" if staked is None else staked.delegate(receipt_pk, now + 3600),
             model_manifest_sha256=manifest, boot_id=b"b" * 16, not_before=now - 10, not_after=now + 3600,
         )  # fmt: skip
         self.raw = self.keyset.encode()
@@ -103,6 +110,8 @@ class FakeWorker:
             "keyset": self.raw, "keyset_digest": self.digest, "evidence": self.evidence(nonce).encode(),
             "endorsements": self.tee.endorsements(now).encode(),
         }  # fmt: skip
+        if self.stake_config is not None:
+            members["stake"] = self.stake_config
         encoded = {key: base64.b64encode(value).decode() for key, value in members.items()}
         return {"worker_id": str(uuid.uuid4()), "name": self.name, "tee_type": "tdx-simulated", **encoded}
 
@@ -151,7 +160,7 @@ class FakeWorker:
     def _receipt(self, opened: OpenedRequest, sealer: AnswerSealer, commitment: Commitment) -> SealedReceipt:
         header = opened.header
         ticket = Ticket(**{
-            "global_id": NETWORK, "stake": NO_STAKE, "job_id": uuid.UUID(bytes=header.job_id), "attempt": 0,
+            "global_id": NETWORK, "stake": self.stake, "job_id": uuid.UUID(bytes=header.job_id), "attempt": 0,
             "lease": uuid.uuid4(), "price_version": 1, "max_prompt": header.max_prompt,
             "max_completion": header.max_completion, "not_after": int(time.time()) + 60,
             "request_digest": opened.digest,
@@ -164,7 +173,7 @@ class FakeWorker:
             "started_ms": now - 20, "ended_ms": now, "sealed_digest": opened.digest, "rolling": sealer.rolling,
         } | self.body_changes))  # fmt: skip
         head = ReceiptHead(
-            global_id=NETWORK, stake=NO_STAKE, seq=self.seq, ticket_sha256=hashlib.sha256(ticket.encode()).digest(),
+            global_id=NETWORK, stake=self.stake, seq=self.seq, ticket_sha256=hashlib.sha256(ticket.encode()).digest(),
             body_sha256=receipt.body_digest(body), usage=USAGE,
         ).encode()  # fmt: skip
         self.seq += 1
@@ -235,7 +244,7 @@ class FakeGateway(httpx.BaseTransport, httpx.AsyncBaseTransport):
             countersigned=Countersigned(leaf=counter, signed=Batched(batch, counter_proof)), keyset=worker.raw,
             evidence=worker.evidence(None).encode(),
             endorsements=worker.tee.endorsements(SystemClock().now()).encode(), manifest=None,
-            log=self.log.inclusion(index),
+            log=self.log.inclusion(index), stake=worker.stake_config,
         )  # fmt: skip
         self.bundles[opening.receipt_id] = bundle.encode()
         return bundle

@@ -20,6 +20,7 @@ from cocoon_client.receipts import Receipts, complete
 from cocoon_client.store import Store
 from cocoon_client.transport import AsyncSealingTransport, Sealer
 from cocoon_client.trust import Trust
+from cocoon_client.verification.chain import OwnChain
 from cocoon_client.vouchers import ESCROWS, TAKEN, VOUCHERS, VoucherSigner, demands_in
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -70,12 +71,13 @@ def require_local(settings: ProxySettings) -> None:
 
 
 class Proxy:
-    """The running proxy. `gateway` is the transport that reaches the gateway."""
+    """The running proxy. `gateway` is the transport that reaches the gateway, `chain` what blocks are looked up in."""
 
     def __init__(
         self, settings: ProxySettings, trust: Trust, *, clock: Clock | None = None,
-        gateway: Callable[[], httpx.AsyncBaseTransport] = httpx.AsyncHTTPTransport,
+        gateway: Callable[[], httpx.AsyncBaseTransport] = httpx.AsyncHTTPTransport, chain: OwnChain | None = None,
     ) -> None:  # fmt: skip
+        self._chain = chain
         require_local(settings)
         self._settings = settings
         self._trust = trust
@@ -91,7 +93,7 @@ class Proxy:
     async def running(self) -> AsyncGenerator["Proxy"]:
         """Serve until left. Requests in flight are then cut off: their programs see broken answers."""
         sealer = Sealer(self._trust, self._store, clock=self._clock, vouchers=self._settings.vouchers)
-        transport = AsyncSealingTransport(sealer, self._gateway())
+        transport = AsyncSealingTransport(sealer, self._gateway(), self._chain)
         connections: set[Connection] = set()
         async with (
             httpx.AsyncClient(transport=transport, timeout=TIMEOUT, trust_env=False) as client,
@@ -167,7 +169,9 @@ class Proxy:
             receipt_id, api_key = await self._waiting.get()
             receipts = Receipts(client, self._settings.base_url, api_key, self._clock)
             try:
-                _, report = await complete(receipts, self._store, self._trust, receipt_id, wait_s=COMPLETE_S_MAX)
+                _, report = await complete(
+                    receipts, self._store, self._trust, receipt_id, wait_s=COMPLETE_S_MAX, chain=self._chain
+                )
             except (CocoonError, OSError) as error:
                 _log.warning("receipt_not_verified", receipt=receipt_id, reason=str(error))
                 continue
@@ -175,7 +179,8 @@ class Proxy:
                 f"{step.name}: {step.outcome}" for step in report.steps if step.required and step.outcome != "held"
             ]
             if report.holds:
-                _log.info("receipt_verified", receipt=receipt_id, simulated=report.simulated)
+                beacon = report.step("beacon").outcome
+                _log.info("receipt_verified", receipt=receipt_id, simulated=report.simulated, beacon=beacon)
             else:
                 _log.warning("receipt_not_verified", receipt=receipt_id, steps=missing, simulated=report.simulated)
 
@@ -188,12 +193,14 @@ class Closed(asyncio.Protocol):
         transport.close()
 
 
-async def serve(settings: ProxySettings, trust: Trust, ready: Callable[[Proxy], None]) -> None:
+async def serve(
+    settings: ProxySettings, trust: Trust, ready: Callable[[Proxy], None], chain: OwnChain | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT. `ready` is called once it listens."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    async with Proxy(settings, trust).running() as proxy:
+    async with Proxy(settings, trust, chain=chain).running() as proxy:
         ready(proxy)
         await stopped.wait()

@@ -14,7 +14,7 @@ from cocoon.bundle import ReceiptBundle
 from cocoon.enrolment import Keyset
 from cocoon.errors import MalformedError
 from cocoon.openai import ModelRequest
-from cocoon.statement import Statement
+from cocoon.statement import Beacon, Statement
 from cocoon_client.opening import Opening
 from cocoon_client.trust import Trust
 from cocoon_client.verification.receipts import Facts
@@ -77,21 +77,26 @@ def hardware(shown: Shown | None, facts: Facts, trust: Trust) -> tuple[Step, Ver
     return held(name, f"{what}, release {verdict.release}, holds under policy {verdict.policy}{notes}"), verdict
 
 
-def freshness(shown: Shown | None, verdict: Verdict | None, trust: Trust) -> Step:
-    """Whether the evidence was made for this verifier, or only some time in the keyset's life."""
+def freshness(shown: Shown | None, verdict: Verdict | None, trust: Trust, own: Beacon | None = None) -> Step:
+    """Whether the evidence was made for this verifier, after a block that it has seen, or some time in a keyset's life.
+
+    `own` is the block that a chain of the verifier's own has where the statement names one, None where none was asked.
+    """
     name = "freshness"
     if shown is None or verdict is None or not verdict.accepted:
         return not_shown(name, "there is no accepted evidence whose freshness could be judged")
     strict = judge(
         shown.evidence, shown.endorsements, trust.policy,
-        Question(at=shown.at, deployment=trust.deployment, nonce=shown.nonce),
+        Question(at=shown.at, deployment=trust.deployment, nonce=shown.nonce, beacon=own),
     )  # fmt: skip
     if shown.nonce is not None:
         if not strict.accepted:
-            return failed(name, f"the evidence was not made for this client's nonce: {_said(strict.reasons)}")
+            return failed(name, f"the evidence was not made for this client now: {_said(strict.reasons)}")
         return held(name, "the evidence carries the nonce that this client had just chosen, before it asked")
     if not strict.accepted:
         return not_shown(name, f"nobody but the gateway chose the nonce: {_said(strict.reasons)}")
+    if strict.freshness == "own-liteserver":
+        return held(name, "the evidence names a block of your own liteserver's chain, and is younger [own-liteserver]")
     sentence = (
         "nobody but the gateway chose the nonce; your policy accepts that, and the keyset lived six hours at most"
     )

@@ -8,20 +8,22 @@ from cocoon.receipt import SEAL_PLAIN, SEAL_SEALED
 from cocoon.ticket import plain_request_digest
 from cocoon_client.opening import Opening
 from cocoon_client.trust import Trust
-from cocoon_client.verification import evidence, log, receipts
-from cocoon_client.verification.log import Anchored, Growth
+from cocoon_client.verification import chain, evidence, log, receipts
+from cocoon_client.verification.chain import OnChain
+from cocoon_client.verification.log import Growth
 from cocoon_client.verification.proof import Proof
 from cocoon_client.verification.receipts import Facts
 from cocoon_client.verification.steps import Report, Step, failed, held, not_shown
 
+NOT_ASKED = OnChain()
 _SEALED_LABEL = b"cocoon/sealed/1\x00"
 
 
-def verify(proof: Proof, trust: Trust, growth: Growth | None = None, anchored: Anchored | None = None) -> Report:
+def verify(proof: Proof, trust: Trust, growth: Growth | None = None, on_chain: OnChain = NOT_ASKED) -> Report:
     """Everything that a saved proof shows under the verifier's own trust.
 
-    `growth` joins the log's checkpoint to the one that the verifier saw last, where it saw one, `anchored`
-    to the one on the chain, where that was asked.
+    `growth` joins the log's checkpoint to the one that the verifier saw last, where it saw one. `on_chain` is what a
+    chain of the verifier's own was found to hold, where one was asked.
     """
     bundle, opening = proof.bundle, proof.opening
     if bundle is None:
@@ -41,13 +43,15 @@ def verify(proof: Proof, trust: Trust, growth: Growth | None = None, anchored: A
         receipts.ticket(facts, trust),
         receipts.countersignature(facts, opening, trust),
         hardware,
-        evidence.freshness(shown, verdict, trust),
+        evidence.freshness(shown, verdict, trust, on_chain.beacon),
+        chain.beacon(shown, verdict, on_chain),
         evidence.manifest(facts, opening, trust),
+        chain.stake(facts, trust, on_chain),
         commitments(facts, opening),
         sealing(facts, opening),
         inclusion,
         log.consistency(checkpoint, growth, trust),
-        log.anchor(checkpoint, anchored),
+        log.anchor(checkpoint, on_chain.anchored),
     )
     simulated = facts.body.tee_type.endswith("-simulated") or (verdict is not None and verdict.simulated)
     return Report(bundle.receipt_id, simulated, steps if same is None else (same, *steps))

@@ -86,6 +86,7 @@ class WorkersController(Controller):
             judged,
             workers_per_platform=services.attestor.workers_per_platform,
             manifest=asked.manifest,
+            stake=asked.stake,
         )
         services.registry.put_enrolment(stored)
         answer = _enrolled(services, stored, judged)

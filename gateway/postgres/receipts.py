@@ -220,7 +220,7 @@ def _stored(job_id: uuid.UUID, row: Record) -> StoredReceipt:
     bundle = ReceiptBundle(
         receipt_id=str(job_id), head=row["head"], signature=row["signature"], body=row["body"], ticket=row["ticket"],
         ticket_signed=ticket_signed, countersigned=countersigned, keyset=row["keyset"], evidence=row["evidence"],
-        endorsements=row["endorsements"], manifest=None, log=None,
+        endorsements=row["endorsements"], manifest=None, log=None, stake=row["stake"],
     )  # fmt: skip
     return StoredReceipt(bundle=bundle, entry=Entry(type=LeafType.RECEIPT, digest=row["entry_digest"]))
 

@@ -109,10 +109,13 @@ SELECT
     batch.delegation,
     shown.keyset,
     shown.evidence,
-    shown.endorsements
+    shown.endorsements,
+    staked.config AS stake
 FROM receipts AS found
 LEFT JOIN receipt_batches AS batch ON found.day = batch.day AND found.batch_head = batch.head
 LEFT JOIN keysets AS shown ON found.keyset_digest = shown.digest
+-- A head has its stake after four letters and the network (PROTOCOL 4).
+LEFT JOIN stakes AS staked ON staked.address = '0:' || ENCODE(SUBSTR(found.head, 9, 32), 'hex')
 LEFT JOIN usage AS relayed
     ON
         found.day = relayed.day AND found.job_id = relayed.job_id AND found.attempt = relayed.attempt

@@ -73,7 +73,15 @@ def test_an_answer_through_the_proxy_is_verified_and_verified_again_offline(
     report = json.loads(offline.stdout)
     assert (offline.returncode, report["holds"], report["simulated"]) == (0, True, True), offline.stdout
     missing = {step["name"] for step in report["steps"] if step["outcome"] != "held"}
-    assert missing <= {"log consistency", "anchor", "manifest"}
+    assert missing <= {"log consistency", "anchor", "manifest", "beacon"}
+
+    # With a liteserver of one's own the chain answers for the bond, and for the block where the agent had heard of one.
+    liteservers = str(network.dev.state.root / "chain" / "liteserver.json")
+    looked = verify(network, str(saved), "--allow-simulated", "--json", "--liteservers", liteservers, *elsewhere)
+    steps = {step["name"]: step for step in json.loads(looked.stdout)["steps"]}
+    assert (looked.returncode, steps["stake"]["outcome"]) == (0, "held"), looked.stdout
+    assert "are bonded" in steps["stake"]["sentence"]
+    assert steps["beacon"]["outcome"] == "held" or "names no block" in steps["beacon"]["sentence"]
 
     unallowed = verify(network, str(saved), *elsewhere)
     assert unallowed.returncode == 1

@@ -5,7 +5,7 @@ import hashlib
 import importlib.resources
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -14,7 +14,9 @@ from attestation.findings import Code, Finding
 from attestation.verdict import Verdict
 from audit.entries import LeafType
 from audit.postgres.queue import enqueue
+from cocoon.addresses import Address
 from cocoon.enrolment import keyset_digest
+from cocoon.receipt import NO_STAKE
 from cocoon.sql import named_statements
 from workers.announcements import Removal, admission_of
 from workers.errors import ChallengesFullError, ChallengeUnknownError, KeysetRefusedError
@@ -145,6 +147,21 @@ class AttestationStore:
             )
             for row in rows
         }
+
+    async def stake_configs(self, accounts: Collection[bytes]) -> dict[bytes, bytes]:
+        """The configurations (BoCs) of these stakes, as far as they were shown.
+
+        Raises:
+            EnrolmentStoreUnavailableError: Postgres cannot be reached.
+        """
+        accounts = set(accounts) - {NO_STAKE}
+        if not accounts:
+            return {}
+        addresses = [str(Address(0, account)) for account in accounts]
+        with translated():
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                rows = await connection.fetch(STATEMENTS["stake_configs"], addresses)
+        return {Address.parse(row["address"]).account: row["config"] for row in rows}
 
     async def note_policy(self, sha256: bytes, text: bytes) -> None:
         """Keep and log the policy that judges from now on; one that is known changes nothing.

@@ -182,3 +182,11 @@ SELECT
     k.verdict
 FROM keysets AS k
 WHERE k.digest = $1 AND k.outcome = 'admitted' AND k.evidence IS NOT NULL;
+
+-- name: stake_configs
+-- What is known of the configurations of these stakes.
+SELECT
+    s.address,
+    s.config
+FROM stakes AS s
+WHERE s.address = any($1::text[]) AND s.config IS NOT NULL;

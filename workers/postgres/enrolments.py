@@ -85,11 +85,12 @@ class EnrolmentStore:
         *,
         workers_per_platform: int | None = None,
         manifest: bytes = b"",
+        stake: bytes = b"",
     ) -> tuple[Worker, Judged | None]:
         """Store a worker under the worker key that it enrolled with, with its evidence; its id is the stored one.
 
-        Its asks get their versions: the same ask keeps the one that it has. Its manifest is kept and logged. It comes
-        back quarantined where its GPU or its machine is taken by other workers.
+        Its asks get their versions: the same ask keeps the one that it has. Its manifest is kept and logged, and its
+        stake's configuration kept. It comes back quarantined where its GPU or its machine is taken by other workers.
 
         Raises:
             EnrolmentStoreUnavailableError: Postgres cannot be reached; nothing is known to be stored.
@@ -120,7 +121,7 @@ class EnrolmentStore:
                     msgspec.json.encode(worker.asks).decode(),
                 )
                 worker = msgspec.structs.replace(worker, worker_id=uuid.UUID(str(worker_id)))
-                await _register_stake(connection, worker)
+                await _register_stake(connection, worker, stake or None)
                 if manifest:
                     await enqueue(connection, LeafType.MANIFEST, manifest)
                 await put_keyset(connection, worker, judged)
@@ -244,13 +245,15 @@ class EnrolmentListener:
         return 0.5 + self._rng.random() / 2
 
 
-async def _register_stake(connection: Connection, worker: Worker) -> None:
-    """Have the biller follow the worker's stake, if it has one."""
+async def _register_stake(connection: Connection, worker: Worker, config: bytes | None) -> None:
+    """Have the biller follow the worker's stake, if it has one, and customers find its configuration."""
     if worker.stake == NO_STAKE:
         return
     address = str(Address(0, worker.stake))
     await connection.execute(STATEMENTS["lock_stake"], address)
-    registered = await connection.fetchval(STATEMENTS["register_stake"], address, worker.worker_id, STAKE_HELD_S)
+    registered = await connection.fetchval(
+        STATEMENTS["register_stake"], address, worker.worker_id, STAKE_HELD_S, config
+    )
     if registered is None:
         raise StakeRefusedError(
             "the stake is another worker's while its keyset lives and its worker key is not revoked"

@@ -110,12 +110,14 @@ WITH held AS (
         AND k.revoked_at IS NULL
 )
 
-INSERT INTO stakes (address, worker_id)
+INSERT INTO stakes (address, worker_id, config)
 SELECT
     $1::text AS address,
-    $2::uuid AS worker_id
+    $2::uuid AS worker_id,
+    $4::bytea AS config
 WHERE NOT EXISTS (SELECT FROM held)
-ON CONFLICT (address) DO UPDATE SET worker_id = excluded.worker_id
+ON CONFLICT (address) DO UPDATE
+    SET worker_id = excluded.worker_id, config = coalesce(excluded.config, stakes.config)
 RETURNING address;
 
 -- name: remove_worker

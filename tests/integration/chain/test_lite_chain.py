@@ -24,7 +24,7 @@ from billing.ton.settings import Liteserver, liteservers_setting, read_liteserve
 from billing.ton.wallet import OperatorWallet
 from billing.ton.wallet_keys import ChainWalletKeys
 from billing.ton.wallet_messages import Transfer
-from cli.anchors import NoPayoutContractError, anchor_of, read_anchor
+from cli.anchors import NoPayoutContractError, anchor_of
 from cli.dev.address import free_port
 from cocoon.addresses import Address
 from cocoon.cells import Builder
@@ -179,7 +179,7 @@ async def test_an_anchor_is_read_from_a_real_payout_contract(local_chain: LocalC
         return (await shared.account(init.address)).status is AccountStatus.ACTIVE
 
     await until(deployed)
-    empty = await read_anchor(local_chain.config, str(init.address), GLOBAL_ID)
+    empty = await anchor_of(shared, init.address)
     first, second = (PostAnchor(number, somebody("log").account, 5 * number, somebody(f"root {number}").account)
                      for number in (1, 2))  # fmt: skip
     for number, one in enumerate((first, second)):
@@ -190,10 +190,10 @@ async def test_an_anchor_is_read_from_a_real_payout_contract(local_chain: LocalC
         return (await anchor_of(shared, init.address)).count == 2
 
     await until(posted)
-    found = await read_anchor(local_chain.config, str(init.address), GLOBAL_ID)
+    found = await anchor_of(shared, init.address)
     assert (empty.count, found.size, found.origin_hash, found.root) == (0, 10, second.origin_hash, second.root)
     with pytest.raises(NoPayoutContractError):
-        await read_anchor(local_chain.config, str(wallet.address), GLOBAL_ID)
+        await anchor_of(shared, wallet.address)
 
 
 async def test_more_transactions_than_one_answer_has_are_joined(local_chain: LocalChain, shared: LiteChain) -> None:

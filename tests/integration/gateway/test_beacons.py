@@ -11,16 +11,19 @@ import httpx
 import msgspec
 import pytest
 
-from attestation.evidence import Evidence
+from attestation.evidence import Endorsements, Evidence
+from attestation.judge import Question, judge
+from attestation.policy import Deployment, load_policy
 from billing.ton.beacons import beacon_of, own_beacon
 from billing.ton.chain import ChainProofError, ChainUnavailableError
 from billing.ton.liteclient import LiteChain
 from billing.ton.settings import read_liteservers
+from cli.own_chain import LookedUp
 from cocoon.clock import SystemClock
 from cocoon.enrolment import CHALLENGE_PATH, HEARTBEAT_PATH, Challenge, EnrolAnswer, Heartbeat, HeartbeatAnswer
 from cocoon.statement import Beacon, Statement
 from gateway.beacons import Beacons
-from tests.fixtures_attested import Enrollee, policy_environment, worker_environment
+from tests.fixtures_attested import Enrollee, machine, policy_environment, worker_environment
 from tests.fixtures_chain import LocalChain
 from tests.fixtures_gateway import MODEL, Stack
 from tests.memory_chain import MemoryChain
@@ -61,6 +64,18 @@ async def test_an_agents_statements_name_the_chains_blocks(judging: Stack, chain
     assert named.seqno > 0
     assert await own_beacon(chain, named) == named
     assert msgspec.json.decode(row["verdict"])["freshness"] == "nonce"
+
+    # Whoever has a liteserver of their own knows how fresh it is without having given a nonce.
+    async with judging.client() as client:
+        shown = (await client.get("/v1/attestation", params={"model": MODEL})).json()["workers"][0]
+    evidence, endorsements = (base64.b64decode(shown[name]) for name in ("evidence", "endorsements"))
+    policy = machine().policy_toml(bind_manifest=False)
+    verdict = judge(
+        Evidence.decode(evidence), Endorsements.decode(endorsements),
+        load_policy(policy, pinned_sha256=hashlib.sha256(policy).digest()),
+        Question(SystemClock().now(), Deployment("development", GLOBAL_ID), beacon=await LookedUp(chain).beacon(named)),
+    )  # fmt: skip
+    assert (verdict.accepted, verdict.freshness) == (True, "own-liteserver"), verdict.in_words()
 
     # Heartbeats go on telling, so that what customers ask for later names later blocks.
     async with judging.client() as client:

@@ -50,6 +50,8 @@ async def test_a_staked_workers_receipts_name_its_stake(stack: Stack, tmp_path: 
         )
     bundle = ReceiptBundle.decode(found.content)
     assert bundle.keyset is not None
+    # Whoever has the bundle can see whose key stands behind the receipt.
+    assert bundle.stake == staked.config
     keyset, head = Keyset.decode(bundle.keyset), ReceiptHead.decode(bundle.head)
 
     assert head.stake == Ticket.decode(bundle.ticket).stake == account

@@ -27,7 +27,7 @@ from tests.signing_values import Operator
 
 NAMES = [
     "same receipt", "receipt signature", "receipt key", "keyset digest", "ticket", "countersignature", "evidence",
-    "freshness", "manifest", "commitments", "sealing", "log inclusion", "log consistency", "anchor",
+    "freshness", "beacon", "manifest", "stake", "commitments", "sealing", "log inclusion", "log consistency", "anchor",
 ]  # fmt: skip
 
 
@@ -81,7 +81,8 @@ def test_a_whole_proof_holds_and_every_step_says_so(stream: bool) -> None:
 
     assert report.holds, report.in_words()
     assert [step.name for step in report.steps] == NAMES
-    assert {step.name for step in report.steps if step.outcome != "held"} == {"log consistency", "anchor"}
+    unasked = {"log consistency", "anchor", "beacon", "stake"}
+    assert {step.name for step in report.steps if step.outcome != "held"} == unasked
     assert report.simulated
     assert "SIMULATED" in report.in_words()
 

@@ -33,7 +33,9 @@ def test_bytes_are_base64_and_what_is_absent_is_null() -> None:
     document = json.loads(BUNDLE.encode())
 
     assert document["ticket"] == "dHR0" * 41 + "dHQ="
-    assert [name for name, value in document.items() if value is None] == ["evidence", "endorsements", "manifest"]
+    assert [name for name, value in document.items() if value is None] == [
+        "evidence", "endorsements", "manifest", "stake",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
