@@ -64,18 +64,27 @@ _base_url = click.option("--base-url", envvar="COCOON_BASE_URL", show_envvar=Tru
 
 @command.command("status")
 @_common
-@_wallet
-def status(*, payout: Address, global_id: int, liteservers: Path | None, wallet: Address) -> None:
-    """What the wallet has had, and which epoch pays."""
+@click.option(
+    "--wallet", "wallets", envvar="COCOON_WORKER_WALLETS", show_envvar=True, type=ADDRESS, required=True, multiple=True,
+    help="A wallet that a worker of yours proved; as often as you like.",
+)  # fmt: skip
+def status(*, payout: Address, global_id: int, liteservers: Path | None, wallets: tuple[Address, ...]) -> None:
+    """What wallets have had, and which epoch pays."""
     say_network(global_id)
-    due = on_chain(liteservers, global_id, lambda chain: read_due(chain, payout, wallet))
-    click.echo(f"Paid to {wallet}: {ton(due.paid_nano)} TON in all.")
-    if due.owed_nano:
-        click.echo(f"{ton(due.owed_nano)} TON came back from the wallet; the next claim sends them again.")
-    click.echo(f"Epoch {due.active_epoch} pays.")
-    roots = due.contract.roots
-    if roots.pending_epoch and roots.pending_epoch != due.active_epoch:
-        click.echo(f"Epoch {roots.pending_epoch} pays in {roots.pending_at - due.block.gen_utime} s.")
+
+    async def work(chain: Chain) -> list[Due]:
+        return [await read_due(chain, payout, wallet) for wallet in wallets]
+
+    found = on_chain(liteservers, global_id, work)
+    for due in found:
+        click.echo(f"Paid to {due.wallet}: {ton(due.paid_nano)} TON in all.")
+        if due.owed_nano:
+            click.echo(f"{ton(due.owed_nano)} TON came back from the wallet; the next claim sends them again.")
+    last = found[-1]
+    click.echo(f"Epoch {last.active_epoch} pays.")
+    roots = last.contract.roots
+    if roots.pending_epoch and roots.pending_epoch != last.active_epoch:
+        click.echo(f"Epoch {roots.pending_epoch} pays in {roots.pending_at - last.block.gen_utime} s.")
 
 
 @command.command("claim")

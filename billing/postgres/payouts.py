@@ -49,8 +49,8 @@ class Payouts:
         self._pool = pool
         self._address = address
 
-    async def observe_contract(self, seen: PayoutSeen) -> tuple[Movement, ...]:
-        """Book what a block showed of the payout contract; an older block than the last changes nothing.
+    async def observe_contract(self, seen: PayoutSeen) -> tuple[Movement, ...] | None:
+        """Book what a block showed of the payout contract; None where the books have seen a later block.
 
         Raises:
             OtherPayoutError: these books belong to another one.
@@ -59,7 +59,7 @@ class Payouts:
         async with transaction(self._pool) as connection:
             row = await self._locked(connection)
             if row["seen_seqno"] is not None and seen.seqno < row["seen_seqno"]:
-                return ()
+                return None
             if (seen.received_nano, seen.fee_withdrawn_nano) < (row["received_nano"], row["fee_withdrawn_nano"]):
                 raise ChainContradictionError(f"{self._address} has received or withdrawn less than before")
             await _require_our_roots(connection, seen)

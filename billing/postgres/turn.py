@@ -99,7 +99,8 @@ async def turn(database_url: str, *, application: str) -> AsyncGenerator[Turn]:
     """
     async with connect(database_url, application=application) as connection:
         with translated():
-            await connection.execute(_SQL["bound_silence"], "idle_session_timeout", f"{int(SILENCE_S_MAX * 1000)}ms")
+            for name in ("idle_session_timeout", "idle_in_transaction_session_timeout"):
+                await connection.execute(_SQL["bound_silence"], name, f"{int(SILENCE_S_MAX * 1000)}ms")
             while True:
                 if await connection.fetchval(_SQL["take_turn"], TURN_LOCK):
                     break

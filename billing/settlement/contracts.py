@@ -56,15 +56,15 @@ def escrow_seen(state: AccountState, terms: EscrowTerms) -> EscrowSeen | None:
     )
 
 
-def payout_seen(state: AccountState, code_hash: bytes, operator: Address) -> tuple[PayoutSeen, PayoutConfig] | None:
-    """What the payout contract's account says, and its configuration; None before it is deployed.
+def payout_seen(state: AccountState, code_hash: bytes, operator: Address) -> tuple[PayoutSeen, PayoutConfig]:
+    """What the payout contract's account says, and its configuration.
 
     Raises:
-        ForeignContractError: other code, or another operator than we send from.
+        ForeignContractError: it is not deployed, has other code, or obeys another operator than we send from.
     """
     data = _data(state, code_hash)
     if data is None:
-        return None
+        raise ForeignContractError(f"there is no contract at {state.address}")
     read = _decoded(PayoutData.decode, data, state)
     if read.config.operator != operator:
         raise ForeignContractError(f"{state.address} obeys {read.config.operator}, not {operator}")

@@ -11,7 +11,7 @@ from typing import TypeVar
 import structlog
 
 from billing.escrows import ChainContradictionError, Escrow, Movement
-from billing.payouts import Payee, PayoutSeen
+from billing.payouts import OtherPayoutError, Payee, PayoutSeen
 from billing.ports import RecordRefusedError
 from billing.postgres.alarms import Alarms
 from billing.postgres.escrows import Escrows
@@ -27,6 +27,7 @@ from billing.settlement.contracts import (
 )
 from billing.stakes import Stake, StakeState
 from billing.ton.chain import BlockRef, Chain
+from billing.ton.outbox import LaggingError
 from cocoon.addresses import Address
 from cocoon.contracts.payout import PayoutConfig, account_init
 
@@ -86,23 +87,30 @@ class PayoutWatcher:
         """Look at the contract, and at the children of wallets that have something open.
 
         Raises:
+            LaggingError: the block is older than one that the books have seen. Nothing is decided from it.
             ChainUnavailableError, LedgerUnavailableError: look again.
         """
         head = await self._chain.head()
         trouble: dict[str, str] = {}
         try:
-            found = payout_seen(await self._chain.account(self._payout, head), self._code_hash, self._operator)
-            if found is not None:
-                for one in await self._payouts.observe_contract(found[0]):
-                    _log_movement(one)
-                self.seen = found[0]
-                payees = [one for one in await self._payouts.payees() if self._is_due(one)]
-                trouble = await each(payees, lambda payee: self._observe(payee, found[1], head), lambda one: one.wallet)
-        except (ChainContradictionError, ForeignContractError, RecordRefusedError) as error:
+            state = await self._chain.account(self._payout, head)
+            seen, config = payout_seen(state, self._code_hash, self._operator)
+            await self._book(seen)
+            payees = [one for one in await self._payouts.payees() if self._is_due(one)]
+            trouble = await each(payees, lambda payee: self._observe(payee, config, head), lambda one: one.wallet)
+        except (ChainContradictionError, ForeignContractError, OtherPayoutError, RecordRefusedError) as error:
             self.seen = None
             trouble[str(self._payout)] = str(error)
         self._looks += 1
         await self._alarms.set("payout_contradiction", trouble)
+
+    async def _book(self, seen: PayoutSeen) -> None:
+        moved = await self._payouts.observe_contract(seen)
+        if moved is None:
+            raise LaggingError
+        for one in moved:
+            _log_movement(one)
+        self.seen = seen
 
     def _is_due(self, payee: Payee) -> bool:
         return payee.leaf_nano != payee.paid_nano - payee.returned_nano or not self._looks % SWEEP_EVERY

@@ -27,13 +27,14 @@ from cli.dev.screen import Row, Screen
 from cli.dev.seed import CONTEXT_TOKENS, MODEL, seed
 from cli.dev.service import Keeper, Service, all_ready
 from cli.dev.settings import DevSettings
-from cli.dev.settlement import EPOCH_S, SettlementSetup
+from cli.dev.settlement import SettlementSetup
 from cli.dev.state import DevError, DevFile, Ports, Secrets, StateDirectory
 from cli.dev.supervisor import MARKER, Supervisor
 from cli.dev.trust import trust_text
 from cli.dev.wallets import DevWallets
 from cli.operator_keys import delegation_of
 from cli.process import Launch, StopStep, is_alive
+from cocoon.addresses import Address
 from cocoon.clock import Clock
 from cocoon.manifest import manifest_digest
 from gateway.settings import read_log
@@ -80,6 +81,7 @@ class Network:
         self._policy = _policy(secrets)
         self._settlement = SettlementSetup(state.root / "settlement", GLOBAL_ID, rng)
         self._wallets = DevWallets(state.root / "wallets", WORKERS, rng)
+        self._owners: dict[str, Address] = {}
         self._supervisor: Supervisor | None = None
         self._ready = False
         self._written: DevFile | None = None
@@ -169,11 +171,12 @@ class Network:
         )
 
     def _operator_environment(self) -> dict[str, str]:
-        """What `cocoon reconcile`, `cocoon billing`, `cocoon biller alarms` and `cocoon workers` are told."""
+        """What commands are told that look at books and chain: `cocoon reconcile`, `workers`, `worker payout`, ..."""
         return self._settlement.stake_environment() | {
             "COCOON_DATABASE_URL": self._postgres.dsn,
             "COCOON_LITESERVERS": str(self._chain.config),
             "COCOON_PAYOUT_CONTRACT": str(self._settlement.payout),
+            "COCOON_WORKER_WALLETS": " ".join(map(str, self._owners.values())),
             "COCOON_GLOBAL_ID": str(GLOBAL_ID),
         }
 
@@ -189,14 +192,15 @@ class Network:
             f"curl -N {self._settings.base_url}/chat/completions -H 'Authorization: Bearer {self._secrets.api_key}'"
             f" -H 'Content-Type: application/json' -d {shlex.quote(msgspec.json.encode(request).decode())}"
         )
-        reconcile = f". {shlex.quote(str(self._state.root / 'env'))} && cocoon reconcile --wait 60"
+        told = f". {shlex.quote(str(self._state.root / 'env'))} &&"
         return [
             f"Cocoon is ready. Logs are in {self._state.logs}; Ctrl-C stops everything.",
             f"  base URL  {self._settings.base_url}",
             f"  API key   {self._secrets.api_key}",
             f"  model     {MODEL}",
             f"  chain     a SIMULATED TON: its coins are worth nothing; {self._chain.config}",
-            f"  payouts   every {EPOCH_S} s by the contract {self._settlement.payout}; {reconcile}",
+            f"  payouts   every {self._settings.epoch_s:g} s, as the chain shows: {told} cocoon worker payout status",
+            f"  money     usage, books and contracts, to the nano: {told} cocoon reconcile --wait 60",
             "  workers   attested by a SIMULATED TEE: no hardware protects anything here",
             f"  try       {curl}",
         ]
@@ -291,9 +295,9 @@ class Network:
         Raises:
             DevError: the chain does not take it.
         """
-        owners = {name: await asyncio.to_thread(self._wallets.address, name, GLOBAL_ID) for name in WORKERS}
+        self._owners = {name: await asyncio.to_thread(self._wallets.address, name, GLOBAL_ID) for name in WORKERS}
         operator_key = self._operator.public_key().public_bytes_raw()
-        await self._settlement.stake(owners, operator_key, self._chain.config, self._chain.control, self._clock)
+        await self._settlement.stake(self._owners, operator_key, self._chain.config, self._chain.control, self._clock)
 
     def _keep_ports(self) -> None:
         self._state.keep_ports(
@@ -354,7 +358,7 @@ class Network:
     def _biller_environment(self) -> dict[str, str]:
         return (
             self._database
-            | self._settlement.biller_environment()
+            | self._settlement.biller_environment(self._settings.epoch_s)
             | {
                 "COCOON_LITESERVERS": str(self._chain.config),
                 "COCOON_GLOBAL_ID": str(GLOBAL_ID),

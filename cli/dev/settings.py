@@ -16,16 +16,18 @@ DEFAULT_PORT = 8080
 DEFAULT_STATE = ".cocoon"
 DEFAULT_DRAIN_S = 10.0
 DEFAULT_PROCESSES = 2
+DEFAULT_EPOCH_S = 120.0
 
 
 class DevSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to listen and where to keep state; `inherited` is the environment of gateway and workers."""
+    """Where to listen and keep state, how often workers are paid; gateway and workers are told `inherited`, too."""
 
     host: str
     port: int
     state: Path
     drain_s: float
     processes: int
+    epoch_s: float
     inherited: Mapping[str, str]
 
     @property
@@ -56,6 +58,7 @@ def read_dev_settings(environment: Mapping[str, str] | None = None) -> DevSettin
         state=Path(env.get("COCOON_STATE_DIR") or DEFAULT_STATE).absolute(),
         drain_s=_number(env, "COCOON_DRAIN_S", DEFAULT_DRAIN_S, 0, 3600),
         processes=_integer(env, "COCOON_GATEWAY_PROCESSES", DEFAULT_PROCESSES, 1, 64),
+        epoch_s=_number(env, "COCOON_EPOCH_S", DEFAULT_EPOCH_S, 1, 3600),
         inherited=dict(env),
     )
 

@@ -47,7 +47,6 @@ FEE_BPS = 500
 PAYOUT_DELAY_S = 10
 CHALLENGE_S = 600
 """Minutes, so that leaving can be tried; on a real network a day at least."""
-EPOCH_S = 120
 SETTLE_MIN_TON = "0.001"
 CLAIM_MIN_TON = FEE_MIN_TON = "0.000000001"
 """Far below what a claim or a withdrawal costs, so that one is seen; on a real network it is above."""
@@ -181,13 +180,13 @@ class SettlementSetup:
 
             await _until(booked, clock, "the development customer's credit")
 
-    def biller_environment(self) -> dict[str, str]:
+    def biller_environment(self, epoch_s: float) -> dict[str, str]:
         """What `cocoon biller` is told."""
         return {
             "COCOON_PAYOUT_CONTRACT": str(self.payout),
             "COCOON_BILLER_WALLET_KEY_FILE": str(self.key_file("operator")),
             "COCOON_VOUCHER_KEY_FILE": str(self.key_file("voucher")),
-            "COCOON_EPOCH_S": str(EPOCH_S),
+            "COCOON_EPOCH_S": str(epoch_s),
             "COCOON_SETTLE_MIN": SETTLE_MIN_TON,
             "COCOON_CLAIM_MIN": CLAIM_MIN_TON,
             "COCOON_FEE_MIN": FEE_MIN_TON,

@@ -53,6 +53,7 @@ class Dev:
                     "COCOON_STATE_DIR": str(self.state.root),
                     "COCOON_PORT": str(self.port),
                     "COCOON_DRAIN_S": "5",
+                    "COCOON_EPOCH_S": "5",
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=output,

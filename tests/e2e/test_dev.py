@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,9 +19,10 @@ import pytest
 from cli.chain_control import ChainControl
 from cli.dev.address import is_free
 from cocoon.receipt import ReceiptHead
-from tests.e2e.dev_network import MODEL, STOP_S, Dev, Network, until
+from tests.e2e.dev_network import MODEL, STOP_S, Dev, Network, clean_environment, until
 
-ROOT = Path(__file__).parents[2]
+PAID_S = 150.0
+"""Longer than an epoch of five seconds, its vouchers, and the ten in which its root is public take anywhere."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
@@ -59,6 +61,31 @@ def without_escrow(shown: dict[str, Any]) -> dict[str, Any]:
     """What the biller does not move meanwhile. The credit is the escrow's deposit, on the chain."""
     assert shown["escrow"]["deposited_nano"] == 100 * 10**9
     return {name: value for name, value in shown.items() if name != "escrow"}
+
+
+def require_paid(dev: Dev) -> None:
+    """What the screen says shows a payment on the chain, and that everything which was charged ties with it."""
+    said = ""
+
+    def shows(name: str, pattern: str) -> bool:
+        nonlocal said
+        done = run_line(dev, name)
+        said = f"\n{done.stdout}{done.stderr}"
+        return done.returncode == 0 and re.search(pattern, done.stdout, re.MULTILINE) is not None
+
+    until(lambda: shows("payouts", r"^Paid to \S+: 0\.\d+ TON"), PAID_S, lambda: dev.diagnose() + said)
+    until(lambda: shows("money", r"^1 +\d+ +\d+ +active"), PAID_S, lambda: dev.diagnose() + said)
+
+
+def run_line(dev: Dev, name: str) -> subprocess.CompletedProcess[str]:
+    """The command of a line on the screen, as a newcomer runs it."""
+    [line] = {line for line in dev.output.read_text().splitlines() if line.strip().startswith(f"{name} ")}
+    environment = clean_environment()
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    return subprocess.run(
+        ["/bin/sh", "-c", line.partition(": ")[2]],
+        env=environment, timeout=300, check=False, capture_output=True, text=True,
+    )  # fmt: skip
 
 
 def require_staked_workers(network: Network, dev: Dev) -> None:
@@ -108,12 +135,7 @@ def test_first_light(dev: Dev) -> None:
     # A process counts what it has leased itself and does not use as available, others count it as held.
     before: list[dict[str, Any]] = []
     until(lambda: before.append(balance(facts)) or before[-1]["held_nano"] == 0, 60, dev.diagnose)
-    # The file is for a shell: everything that the network has charged ties with the chain.
-    said = subprocess.run(
-        ["sh", "-c", '. "$0" && exec "$1" -m cli.main reconcile --wait 120', dev.state.root / "env", sys.executable],
-        cwd=ROOT, timeout=300, check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    assert said.returncode == 0, said.stdout + said.stderr
+    require_paid(dev)
     require_staked_workers(Network(dev, facts), dev)
     before_stop = chain.info()
     assert dev.interrupt() == 0, dev.diagnose()

@@ -61,9 +61,8 @@ class World:
         seen = escrow_seen(state, escrow.terms)
         assert seen is not None
         await Escrows(self.pool).observe(escrow.customer_id, escrow.terms.address, seen)
-        found = payout_seen(await self.chain.account(PAYOUT), code_of("payout").hash, OPERATOR)
-        assert found is not None
-        await payouts.observe_contract(found[0])
+        found, _ = payout_seen(await self.chain.account(PAYOUT), code_of("payout").hash, OPERATOR)
+        await payouts.observe_contract(found)
         child = payee_seen(await self.chain.account(CHILD), CONFIG, PAYOUT, WALLET)
         assert child is not None
         for payee in await payouts.payees():
