@@ -50,9 +50,9 @@ class Customer:
         self.settled = 0
         self._seqnos = itertools.count(1)
 
-    async def open(self, **changes: object) -> "Customer":
+    async def open(self) -> "Customer":
         self.id = await Accounts(self.pool).open_customer(new_id(), "Ada")
-        await self.escrows.register(new_id(), self.id, terms(**changes))
+        await self.escrows.register(new_id(), self.id, terms())
         await self.see()
         return self
 
