@@ -20,7 +20,7 @@ FORGOTTEN_S: Final = 30.0
 LOOK_UP_S_MAX: Final = 2.0
 """An enrolment waits no longer for the chain, and a customer's question neither."""
 FOUND_MAX: Final = 1024
-"""Blocks that were found and are not looked up again; workers name the same few."""
+"""Blocks that were seen or found and are not looked up again; workers name those that they were told of here."""
 log = structlog.get_logger()
 
 
@@ -47,6 +47,7 @@ class Beacons:
             try:
                 self._head = beacon_of(await chain.head())
                 self._seen_at = self._clock.monotonic()
+                self._remember(self._head)
             except ChainError as error:
                 log.warning("head_not_read", code=error.code, reason=str(error))
             await asyncio.sleep(REFRESH_S)
@@ -63,7 +64,10 @@ class Beacons:
             log.warning("beacon_not_read", seqno=named.seqno, reason=str(error) or type(error).__name__)
             return None
         if found == named:
-            if len(self._found) >= FOUND_MAX:
-                self._found.clear()
-            self._found.add(named)
+            self._remember(named)
         return found
+
+    def _remember(self, beacon: Beacon) -> None:
+        if len(self._found) >= FOUND_MAX:
+            self._found.clear()
+        self._found.add(beacon)

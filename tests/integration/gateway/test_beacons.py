@@ -4,8 +4,9 @@ import asyncio
 import base64
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -16,7 +17,7 @@ from attestation.judge import Question, judge
 from attestation.policy import Deployment, load_policy
 from billing.ton.beacons import beacon_of, own_beacon
 from billing.ton.chain import ChainProofError, ChainUnavailableError
-from billing.ton.liteclient import LiteChain
+from billing.ton.liteclient import LiteChain, _Peer  # pyright: ignore[reportPrivateUsage]
 from billing.ton.settings import read_liteservers
 from cli.own_chain import LookedUp
 from cocoon.clock import SystemClock
@@ -33,16 +34,27 @@ PATIENCE_S = 60.0
 BEAT = msgspec.json.encode(Heartbeat(running=0, queued=0, capacity=4))
 
 
+@pytest.fixture(scope="module")
+def ticking_chain() -> Iterator[LocalChain]:
+    """A chain of this module's own, whose clock nobody moves: agents name no blocks of another time than theirs."""
+    chain = LocalChain()
+    try:
+        chain.start()
+        yield chain
+    finally:
+        chain.close()
+
+
 @pytest.fixture
-async def chain(local_chain: LocalChain) -> AsyncIterator[LiteChain]:
-    async with LiteChain(read_liteservers(local_chain.config), SystemClock(), global_id=GLOBAL_ID) as opened:
+async def chain(ticking_chain: LocalChain) -> AsyncIterator[LiteChain]:
+    async with LiteChain(read_liteservers(ticking_chain.config), SystemClock(), global_id=GLOBAL_ID) as opened:
         yield opened
 
 
 @pytest.fixture
-async def judging(stack: Stack, tmp_path: Path, local_chain: LocalChain) -> Stack:
+async def judging(stack: Stack, tmp_path: Path, ticking_chain: LocalChain) -> Stack:
     """A gateway with the simulated policy and the local chain, which its agents have heard of."""
-    liteservers = str(local_chain.config)
+    liteservers = str(ticking_chain.config)
     await stack.start_gateway(upstream=False, COCOON_LITESERVERS=liteservers, **policy_environment(tmp_path))
     async with stack.client(stack.worker_key) as client:
         await stack.until_true(lambda: client.post(CHALLENGE_PATH), lambda answer: told(answer) is not None)
@@ -119,8 +131,9 @@ async def test_a_block_that_the_gateways_chain_does_not_have_is_refused(judging:
             assert answer.status_code == 200, answer.text
         enrolled = msgspec.json.decode(answer.content, type=EnrolAnswer)
         headers = {"authorization": f"Bearer {enrolled.token}"}
-        beat = await client.post(HEARTBEAT_PATH, content=BEAT, headers=headers)
-        assert beat.status_code == 200
+        beat = await judging.until_true(
+            lambda: client.post(HEARTBEAT_PATH, content=BEAT, headers=headers), lambda beat: beat.status_code == 200
+        )
         assert msgspec.json.decode(beat.content, type=HeartbeatAnswer).beacon.seqno >= there.seqno
 
 
@@ -148,6 +161,7 @@ async def test_a_named_block_is_looked_up_once_and_only_what_exists_is_remembere
     for _ in range(3):
         chain.mine()
     there = beacon_of(await chain.block(2))
+    assert beacons.head is None
     forged = msgspec.structs.replace(there, root_hash=bytes(32))
     assert await beacons.own(there) == there == await beacons.own(forged)
     chain.unavailable = True
@@ -170,13 +184,43 @@ async def test_the_last_block_is_kept_at_hand_while_the_chain_answers() -> None:
         await asyncio.sleep(0.01)
     running.cancel()
     assert beacons.head == beacon_of(await chain.head())
+    # What was handed out is known, whether or not the chain can be asked about it.
+    chain.unavailable = True
+    assert await beacons.own(beacons.head) == beacons.head
 
 
-async def test_a_liteservers_lie_about_a_block_is_found_out(local_chain: LocalChain, chain: LiteChain) -> None:
+async def test_a_liteservers_lie_about_a_block_is_found_out(ticking_chain: LocalChain, chain: LiteChain) -> None:
     there = await chain.block(1)
     assert there.seqno == 1
     with pytest.raises(ChainUnavailableError):
         await chain.block(2**31 - 1)
-    async with LiteChain(read_liteservers(local_chain.config), SystemClock(), global_id=-239) as other:
+    async with LiteChain(read_liteservers(ticking_chain.config), SystemClock(), global_id=-239) as other:
         with pytest.raises(ChainProofError):
             await other.block(1)
+
+
+@pytest.mark.parametrize("lie", ["another root", "another number"])
+async def test_a_block_that_does_not_exist_cannot_be_shown(
+    chain: LiteChain, lie: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A liteserver says that a statement's block is there, and has no header that proves it."""
+    end = time.monotonic() + PATIENCE_S
+    while (there := beacon_of(await chain.head())).seqno < 3:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    named = msgspec.structs.replace(there, root_hash=flipped(there.root_hash), seqno=2)
+    honest = _Peer.ask
+
+    async def lying(peer: _Peer, name: str, data: dict[str, Any]) -> dict[str, Any]:
+        answer = await honest(peer, name, data)
+        if name == "lookupBlock" and lie == "another root":
+            answer["id"]["root_hash"] = named.root_hash.hex()
+        elif name == "lookupBlock":
+            answer = await honest(peer, name, {**data, "id": {**data["id"], "seqno": 1}})
+        return answer
+
+    monkeypatch.setattr(_Peer, "ask", lying)
+    with pytest.raises(ChainProofError):
+        await own_beacon(chain, named)
+    assert await Beacons(chain, SystemClock()).own(named) is None
+    assert await LookedUp(chain).beacon(named) is None
