@@ -1,5 +1,6 @@
 """A verifier's own chain: what liteservers that it named itself have of what a proof names."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -22,6 +23,8 @@ from cocoon.statement import Beacon
 from cocoon_client.verification.chain import OnChain, StakeOnChain, named_in
 from cocoon_client.verification.proof import Proof
 
+BLOCK_S_MAX = 5.0
+"""A prompt waits no longer for a liteserver."""
 log = structlog.get_logger()
 
 
@@ -49,9 +52,10 @@ class LookedUp:
     async def beacon(self, named: Beacon) -> Beacon | None:
         """The block that the chain has where a statement names one; None where it cannot say."""
         try:
-            return await own_beacon(self._chain, named)
-        except ChainError as error:
-            log.warning("beacon_not_read", seqno=named.seqno, code=error.code, reason=str(error))
+            async with asyncio.timeout(BLOCK_S_MAX):
+                return await own_beacon(self._chain, named)
+        except (ChainError, TimeoutError) as error:
+            log.warning("beacon_not_read", seqno=named.seqno, reason=str(error) or type(error).__name__)
             return None
 
     async def _stake(self, account: bytes) -> StakeOnChain | None:

@@ -3,6 +3,7 @@
 What a chain of the verifier's own was found to hold is looked up before (`OwnChain`), and judged here, offline.
 """
 
+import asyncio
 import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import Literal, Protocol
@@ -59,8 +60,11 @@ class OwnChain(Protocol):
 
 async def own_blocks(chain: OwnChain | None, named: Iterable[Beacon]) -> Mapping[Beacon, Beacon]:
     """What the chain has where statements name blocks, as far as it says."""
-    found = {} if chain is None else {one: await chain.beacon(one) for one in named}
-    return {one: own for one, own in found.items() if own is not None}
+    if chain is None:
+        return {}
+    asked = tuple(named)
+    found = await asyncio.gather(*map(chain.beacon, asked))
+    return {one: own for one, own in zip(asked, found, strict=True) if own is not None}
 
 
 class Named(msgspec.Struct, frozen=True):
