@@ -44,6 +44,18 @@ class EscrowConflictError(EscrowError):
     code: ClassVar[str] = "escrow_conflict"
 
 
+class CloseNotAgreedError(EscrowError):
+    """The operator cannot sign what this escrow owes: it has no operator's key, no deposit, or is closed."""
+
+    code: ClassVar[str] = "close_not_agreed"
+
+
+class CloseAgreedError(EscrowError):
+    """The operator has signed what the escrow owes: that cannot be taken back."""
+
+    code: ClassVar[str] = "close_agreed"
+
+
 class StaleVoucherError(EscrowError):
     """The voucher says no more than one that is there."""
 
@@ -106,7 +118,8 @@ class EscrowTerms(msgspec.Struct, frozen=True, kw_only=True):
 class Escrow(msgspec.Struct, frozen=True, kw_only=True):
     """An escrow in the books; amounts in nano as they were booked, times in Unix seconds of the chain (0: never).
 
-    `charged_nano` is what the customer was charged under it. `seen_seqno` is the masterchain block of the last
+    `charged_nano` is what the customer was charged under it; nothing is served on it any more from `close_asked_at` on,
+    when its client asked the operator to agree on what it owes. `seen_seqno` is the masterchain block of the last
     observation and `seen_at` that block's time; None before the first.
     """
 
@@ -125,6 +138,8 @@ class Escrow(msgspec.Struct, frozen=True, kw_only=True):
     usage_root: bytes
     seen_seqno: int | None = None
     seen_at: dt.datetime | None = None
+    close_asked_at: dt.datetime | None = None
+    agreed: "AgreedClose | None" = None
 
     def allowance_nano(self, now: int) -> int:
         """What the operator's own vouchers may still take at `now` (PROTOCOL §6); it stops filling at a close."""
@@ -143,6 +158,13 @@ class Escrow(msgspec.Struct, frozen=True, kw_only=True):
         if self.state is not EscrowState.CLOSED:
             return 0
         return self.deposited_nano - self.settled_nano - self.refunded_nano
+
+
+class AgreedClose(msgspec.Struct, frozen=True, kw_only=True):
+    """What an escrow owes in all, and the operator's signature under that: good for ever, so nothing more is due."""
+
+    cumulative_nano: int
+    signature: bytes
 
 
 class EscrowSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,11 +241,12 @@ def state_after(escrow: Escrow, seen: EscrowSeen) -> EscrowState:
 def attribute(unattributed_nano: int, escrows: Sequence[Escrow]) -> dict[uuid.UUID, int]:
     """What each escrow is charged of a customer's new charges, in the order given; those that get nothing are absent.
 
-    Closed escrows are charged nothing more. What remains is charged to credit that came otherwise.
+    Closed escrows, and those whose end is agreed, are charged nothing more. What remains is charged to credit that came
+    otherwise.
     """
     given: dict[uuid.UUID, int] = {}
     for escrow in escrows:
-        if escrow.state not in {EscrowState.OPEN, EscrowState.CLOSING}:
+        if escrow.state not in {EscrowState.OPEN, EscrowState.CLOSING} or escrow.agreed is not None:
             continue
         nano = min(unattributed_nano, escrow.deposited_nano - escrow.charged_nano)
         if nano > 0:

@@ -4,20 +4,18 @@ Closing talks to liteservers only: it works when the gateway does not.
 """
 
 import asyncio
-import base64
 import secrets
 from pathlib import Path
-from typing import TypeVar
 
 import click
-import httpx
-import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from billing.ton.chain import Chain
 from cli.addresses import ADDRESS
 from cli.amounts import TON
 from cli.contract import ContractError, new_query_id
+from cli.escrow_close import accept, agree, close_agreed
+from cli.escrow_gateway import Gateway, Terms, require_pinned
 from cli.escrow_owner import EscrowOwner
 from cli.wallet import (
     Payer,
@@ -32,101 +30,22 @@ from cli.wallet import (
     ton,
 )
 from cocoon.addresses import Address
-from cocoon.cells import write_boc
-from cocoon.contracts.codes import code_of
+from cocoon.clock import SystemClock
 from cocoon.contracts.deposits import deposit_link
-from cocoon.contracts.escrow import CODE, EscrowConfig, EscrowData, EscrowPhase
+from cocoon.contracts.escrow import EscrowConfig, EscrowData, EscrowPhase
 from cocoon_client.escrow_file import EscrowFile, read_escrow_file
 
-CALL_S_MAX = 30.0
 LOOK_S = 30
 """How often a close that waits looks at the chain's time."""
-T = TypeVar("T")
-
-
-class Terms(msgspec.Struct, frozen=True):
-    """What a gateway says that escrows must say."""
-
-    global_id: int
-    operator: str
-    payout: str
-    operator_key: str
-    code_hash: str
-    challenge_s_min: int
-
-
-class _Escrows(msgspec.Struct, frozen=True):
-    terms: Terms | None
-
-
-class _Registered(msgspec.Struct, frozen=True):
-    escrow: str
-
-
-class Gateway:
-    """The calls of an opening; `base_url` ends in `/v1`."""
-
-    def __init__(self, base_url: str, api_key: str) -> None:
-        self._url = base_url.rstrip("/") + "/account/escrows"
-        self._headers = {"authorization": f"Bearer {api_key}"}
-
-    def terms(self) -> Terms:
-        """What escrows must say here.
-
-        Raises:
-            ContractError: it does not answer, or takes none.
-        """
-        found = self._call("GET", None, _Escrows).terms
-        if found is None:
-            raise ContractError("this gateway takes no escrows")
-        return found
-
-    def register(self, escrow: EscrowFile) -> str:
-        """Have it watched; the address that the gateway makes of it.
-
-        Raises:
-            ContractError: it does not answer, or refuses.
-        """
-        config = base64.b64encode(write_boc(escrow.config.encode())).decode()
-        body = {"code_hash": escrow.init.code.hash.hex(), "config": config}
-        return self._call("POST", msgspec.json.encode(body), _Registered).escrow
-
-    def _call(self, method: str, body: bytes | None, kind: type[T]) -> T:
-        headers = {**self._headers, "content-type": "application/json"}
-        try:
-            with httpx.Client(timeout=CALL_S_MAX, trust_env=False) as client:
-                answer = client.request(method, self._url, content=body, headers=headers)
-            if answer.is_success:
-                return msgspec.json.decode(answer.content, type=kind)
-        except (httpx.HTTPError, msgspec.DecodeError) as error:
-            raise ContractError(f"the gateway does not answer: {type(error).__name__}") from error
-        raise ContractError(f"the gateway refused ({answer.status_code}): {_message(answer.content)}")
-
-
-def _message(body: bytes) -> str:
-    try:
-        found = msgspec.json.decode(body, type=dict[str, dict[str, object]])["error"].get("message")
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
-        found = None
-    return str(found)[:300]
-
-
-def require_pinned(terms: Terms, operator: Address | None) -> None:
-    """Check what a gateway says against what its user knows.
-
-    Raises:
-        ContractError: another contract than ours, or another operator than was meant.
-    """
-    if terms.code_hash != code_of(CODE).hash.hex():
-        raise ContractError("the gateway wants another contract than this program knows")
-    if operator is not None and Address.parse(terms.operator) != operator:
-        raise ContractError(f"the gateway's operator is {terms.operator}, not {operator}")
 
 
 def new_escrow(
     terms: Terms, client: Address, *, challenge_s: int | None, delegated: bool, allow_max: int, allow_rate: int
 ) -> EscrowFile:
     """An escrow with a session key of its own; with `delegated`, the operator may also take what the allowance says.
+
+    The operator's key is in it all the same, so that it can agree to a close at once; without an allowance it takes
+    nothing by itself.
 
     Raises:
         MalformedError: the gateway's terms are no terms.
@@ -135,7 +54,7 @@ def new_escrow(
     config = EscrowConfig(
         client=client, operator=Address.parse(terms.operator), payout=Address.parse(terms.payout),
         voucher_key=Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw(),
-        operator_key=bytes.fromhex(terms.operator_key) if delegated else bytes(32),
+        operator_key=bytes.fromhex(terms.operator_key),
         challenge_s=terms.challenge_s_min if challenge_s is None else challenge_s, epoch=1,
         allow_max_nano=allow_max if delegated else 0, allow_rate_nano=allow_rate if delegated else 0,
         salt=secrets.token_bytes(32),
@@ -212,15 +131,28 @@ def top_up(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, 
 @mnemonic_option
 @no_qr_option
 @click.option("--wait", is_flag=True, help="Stay until the window is over, and finalize.")
-def close(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, wait: bool) -> None:
+@click.option("--together", is_flag=True, help="Have the operator sign what it is owed, and close at once.")
+@click.option("--at-most", type=TON, help="With --together: refuse when the operator says that more is owed, in TON.")
+@click.option("--yes", is_flag=True, help="With --together and --at-most: do not ask.")
+@click.option("--base-url", envvar="COCOON_BASE_URL", show_envvar=True, help="With --together: the gateway, up to /v1.")
+@click.option("--api-key", envvar="COCOON_API_KEY", hidden=True, default="")
+def close(
+    *, path: Path, liteservers: Path | None, mnemonic_file: Path | None, wait: bool, together: bool,
+    at_most: int | None, yes: bool, base_url: str | None, api_key: str,
+) -> None:  # fmt: skip
     """Leave: ask for the close, and once the window is over have the rest paid back. Run it again to go on.
 
-    No gateway is asked. Without words, links for the wallet that the escrow names are shown.
+    No gateway is asked, except with --together. Without words, links for the wallet that the escrow names are shown.
     """
     escrow = read_escrow_file(path)
     say_network(escrow.network)
     who = payer(mnemonic_file, escrow.network)
-    data = on_chain(liteservers, escrow.network, lambda chain: _leave(EscrowOwner(chain, escrow), who, wait=wait))
+    if together:
+        if base_url is None or (yes and at_most is None):
+            raise click.UsageError("--together needs --base-url, and --yes needs --at-most")
+        data = _close_together(escrow, Gateway(base_url, api_key), who, liteservers, at_most, ask=not yes)
+    else:
+        data = on_chain(liteservers, escrow.network, lambda chain: _leave(EscrowOwner(chain, escrow), who, wait=wait))
     if data is not None:
         _describe(escrow, data)
 
@@ -253,6 +185,20 @@ def _deposit(escrow: EscrowFile, amount: int, who: Payer, liteservers: Path | No
     data = on_chain(liteservers, escrow.network, top_up)
     if data is not None:
         click.echo(f"Deposited {ton(data.deposited_nano)} TON in all.")
+
+
+def _close_together(
+    escrow: EscrowFile, gateway: Gateway, who: Payer, liteservers: Path | None, at_most: int | None, *, ask: bool
+) -> EscrowData | None:
+    """Close on the operator's terms; None where a link was shown instead. Where it is closed already, how it was."""
+    data = on_chain(liteservers, escrow.network, lambda chain: EscrowOwner(chain, escrow).read())
+    if data is None:
+        raise ContractError("nothing was deposited: there is nothing to close")
+    if data.phase is EscrowPhase.CLOSED:
+        return data
+    agreed = agree(escrow, gateway, SystemClock())
+    accept(agreed, data, at_most, ask=ask)
+    return on_chain(liteservers, escrow.network, lambda chain: close_agreed(chain, escrow, agreed, who))
 
 
 async def _leave(owner: EscrowOwner, who: Payer, *, wait: bool) -> EscrowData | None:

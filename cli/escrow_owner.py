@@ -3,7 +3,7 @@
 from billing.ton.chain import Chain
 from cli.contract import Contract, ContractError, Step, new_query_id
 from cocoon.contracts.deposits import TOP_UP_EXTRA_NANO
-from cocoon.contracts.escrow import EscrowData, EscrowPhase, Finalize, RequestClose, TopUp
+from cocoon.contracts.escrow import CloseTerms, CoClose, EscrowData, EscrowPhase, Finalize, RequestClose, TopUp
 from cocoon_client.escrow_file import EscrowFile
 
 CLOSE_VALUE_NANO = 50_000_000
@@ -34,6 +34,11 @@ class EscrowOwner(Contract[EscrowData]):
         """Start the challenge window."""
         request = RequestClose(new_query_id())
         return Step(request, CLOSE_VALUE_NANO, lambda data: data.phase is not EscrowPhase.OPEN, sender=self._client)
+
+    def co_close(self, terms: CloseTerms, signature: bytes) -> Step[EscrowData]:
+        """Settle what the operator signed for, and have the rest paid back at once."""
+        co_close = CoClose(new_query_id(), signature, terms.encode())
+        return Step(co_close, CLOSE_VALUE_NANO, lambda data: data.phase is EscrowPhase.CLOSED, sender=self._client)
 
     def finalize(self) -> Step[EscrowData]:
         """Pay back what was not settled, once the window is over. Anybody can."""

@@ -168,6 +168,24 @@ class EscrowDesk:
             found.append(Shown(escrow, signed, total, demand, credits_.usage_root))
         return found
 
+    async def ask_close(self, customer_id: uuid.UUID, address: str) -> Escrow:
+        """Serve nothing more on an escrow, so that the biller can sign what it owes. Again shows how far that is.
+
+        Raises:
+            UnknownEscrowError: not an escrow of this customer.
+            CloseNotAgreedError: nothing can be signed for it.
+        """
+        return await self._book.ask_close(customer_id, address)
+
+    async def withdraw_close(self, customer_id: uuid.UUID, address: str) -> None:
+        """Serve on it again, where nothing was signed.
+
+        Raises:
+            UnknownEscrowError: not an escrow of this customer.
+            CloseAgreedError: the terms are signed.
+        """
+        await self._book.withdraw_close(customer_id, address)
+
     async def take(
         self, customer_id: uuid.UUID, address: str, cumulative_nano: int, usage_root: bytes, signature: bytes
     ) -> tuple[Escrow, bool]:

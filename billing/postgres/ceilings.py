@@ -96,7 +96,7 @@ def _credit(row: Record) -> EscrowCredit:
     return EscrowCredit(
         address=row["address"],
         epoch=row["epoch"],
-        closing=row["state"] == "closing",
+        closing=row["closing"],
         deposited_nano=row["deposited_nano"],
         settled_nano=row["settled_nano"],
         charged_nano=row["charged_nano"],

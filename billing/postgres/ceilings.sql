@@ -40,11 +40,11 @@ SELECT
     log.root AS usage_root,
     escrow.address,
     escrow.epoch,
-    escrow.state,
     escrow.deposited_nano,
     escrow.settled_nano,
     escrow.charged_nano,
     escrow.allow_rate_nano,
+    escrow.state = 'closing' OR escrow.close_asked_at IS NOT NULL AS closing,
     books.charged - customer.attributed_nano AS unattributed_nano,
     COALESCE(closed.refund_due, 0) AS refund_due_nano,
     CASE

@@ -1,11 +1,14 @@
 """Escrows and vouchers in Postgres: registration, what the chain showed of them, and charges given to them."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from billing.escrows import (
     ESCROWS_PER_CUSTOMER_MAX,
+    AgreedClose,
+    CloseAgreedError,
+    CloseNotAgreedError,
     Escrow,
     EscrowConflictError,
     EscrowSeen,
@@ -146,6 +149,59 @@ class Escrows:
             found += page
         return found
 
+    async def ask_close(self, customer_id: uuid.UUID, address: str) -> Escrow:
+        """Freeze an escrow until the operator has signed what it owes; again changes nothing.
+
+        Raises:
+            UnknownEscrowError: no such escrow of this customer.
+            CloseNotAgreedError: no terms can be signed for it.
+        """
+        async with transaction(self._pool) as connection:
+            escrow = await _locked(connection, customer_id, address)
+            if escrow.terms.operator_key is None or escrow.state not in {EscrowState.OPEN, EscrowState.CLOSING}:
+                raise CloseNotAgreedError("the escrow has no operator's key, nothing was deposited, or it is closed")
+            await connection.execute(_SQL["ask_close"], escrow.escrow_id)
+            return await _locked(connection, customer_id, address)
+
+    async def withdraw_close(self, customer_id: uuid.UUID, address: str) -> None:
+        """Serve on an escrow again, as if nobody had asked.
+
+        Raises:
+            UnknownEscrowError: no such escrow of this customer.
+            CloseAgreedError: the terms are signed.
+        """
+        async with transaction(self._pool) as connection:
+            escrow = await _locked(connection, customer_id, address)
+            if escrow.agreed is not None:
+                raise CloseAgreedError("the operator has signed what the escrow owes, and that stays")
+            await connection.execute(_SQL["withdraw_close"], escrow.escrow_id)
+
+    async def agree_close(
+        self, customer_id: uuid.UUID, address: str, sign: Callable[[Escrow], bytes | None]
+    ) -> Escrow | None:
+        """Fix what an escrow owes, once nothing that runs can be charged to it any more; None until then.
+
+        `sign` is given the escrow as it will stay and signs its `charged_nano`; None where it may not. Grants of leases
+        read the ceiling under the account's lock, which is held here: whoever comes later finds the escrow frozen.
+
+        Raises:
+            UnknownEscrowError: no such escrow of this customer.
+        """
+        async with transaction(self._pool) as connection:
+            await _locked(connection, customer_id, address)
+            await lock_accounts(connection, [Side(AccountKind.CUSTOMER_AVAILABLE, customer_id)])
+            if await connection.fetchval(_SQL["promised"], customer_id):
+                return None
+            await _attribute(connection, customer_id)
+            escrow = await _locked(connection, customer_id, address)
+            if escrow.close_asked_at is None or escrow.agreed is not None or escrow.state is EscrowState.CLOSED:
+                return None
+            signature = sign(escrow)
+            if signature is None:
+                return None
+            await connection.execute(_SQL["agree_close"], escrow.escrow_id, escrow.charged_nano, signature)
+            return await _locked(connection, customer_id, address)
+
     async def add_voucher(self, escrow_id: uuid.UUID, voucher: Voucher) -> bool:
         """Keep a voucher whose signature the caller has checked; False when this very one was there.
 
@@ -204,6 +260,10 @@ def _escrow(row: Record) -> Escrow:
         usage_root=row["usage_root"],
         seen_seqno=row["seen_seqno"],
         seen_at=row["seen_at"],
+        close_asked_at=row["close_asked_at"],
+        agreed=None
+        if row["agreed_nano"] is None
+        else AgreedClose(cumulative_nano=row["agreed_nano"], signature=row["agreed_signature"]),
     )
 
 

@@ -59,7 +59,10 @@ SELECT
     close_requested_at,
     usage_root,
     seen_seqno,
-    seen_at
+    seen_at,
+    close_asked_at,
+    agreed_nano,
+    agreed_signature
 FROM escrows
 WHERE ($1::uuid IS NULL OR customer_id = $1) AND ($2::text IS NULL OR address = $2)
 ORDER BY state = 'closed', created_at, id
@@ -91,7 +94,10 @@ SELECT
     close_requested_at,
     usage_root,
     seen_seqno,
-    seen_at
+    seen_at,
+    close_asked_at,
+    agreed_nano,
+    agreed_signature
 FROM escrows
 WHERE (state <> 'closed' OR owed_nano > 0 OR settled_nano + refunded_nano < deposited_nano) AND id > $1
 ORDER BY id
@@ -123,7 +129,10 @@ SELECT
     close_requested_at,
     usage_root,
     seen_seqno,
-    seen_at
+    seen_at,
+    close_asked_at,
+    agreed_nano,
+    agreed_signature
 FROM escrows
 WHERE customer_id = $1 AND (state <> 'closed' OR address = $2)
 ORDER BY id
@@ -216,3 +225,17 @@ SELECT id
 FROM escrows
 WHERE id = $1
 FOR UPDATE;
+
+-- name: ask_close
+-- The client of escrow $1 asks for terms; asking again changes nothing.
+UPDATE escrows SET close_asked_at = COALESCE(close_asked_at, NOW())
+WHERE id = $1;
+
+-- name: withdraw_close
+UPDATE escrows SET close_asked_at = NULL
+WHERE id = $1;
+
+-- name: agree_close
+-- What escrow $1 owes in all, $2, signed.
+UPDATE escrows SET agreed_nano = $2, agreed_signature = $3
+WHERE id = $1;

@@ -100,6 +100,16 @@ def voucher_cell(escrow: Escrow, cumulative_nano: int, usage_root: bytes, *, glo
     )
 
 
+def close_terms(escrow: Escrow, cumulative_nano: int, *, global_id: int) -> escrow_messages.CloseTerms:
+    """What the operator signs for a client that closes at once."""
+    return escrow_messages.CloseTerms(
+        global_id=global_id,
+        escrow=Address.parse(escrow.terms.address),
+        epoch=escrow.terms.epoch,
+        cumulative_nano=cumulative_nano,
+    )
+
+
 def _signer(signer: VoucherSigner) -> escrow_messages.Signer:
     return escrow_messages.Signer.SESSION if signer is VoucherSigner.SESSION else escrow_messages.Signer.OPERATOR
 

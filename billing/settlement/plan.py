@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from billing.escrows import Escrow, EscrowState, Voucher, VoucherSigner
@@ -26,6 +27,7 @@ SETTLE_GRACE_S = 120.0
 ALARM_PART = 4
 """An alarm is raised when less than this part of the challenge window is left and something is not settled."""
 NO_ROOT = bytes(32)
+log = structlog.get_logger()
 
 
 class SettlePolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +64,8 @@ class SettlePlan:
                 found.append(actions.retry_owed(escrow))
             if escrow.state not in {EscrowState.OPEN, EscrowState.CLOSING}:
                 continue
+            if escrow.close_asked_at is not None and escrow.agreed is None:
+                await self._agree(escrow)
             closing = escrow.state is EscrowState.CLOSING
             over = closing and now >= escrow.challenge_ends_at
             if over:
@@ -76,6 +80,23 @@ class SettlePlan:
         await self._alarms.set("close_deadline", deadlines)
         return found
 
+    async def _agree(self, escrow: Escrow) -> None:
+        """Sign what an escrow owes whose client wants to close it at once."""
+        address = escrow.terms.address
+        agreed = await self._escrows.agree_close(escrow.customer_id, address, self._sign_close)
+        if agreed is not None:
+            log.info("biller_close_agreed", escrow=address, cumulative_nano=agreed.charged_nano)
+
+    def _sign_close(self, escrow: Escrow) -> bytes | None:
+        key = self._own_key(escrow)
+        terms = actions.close_terms(escrow, escrow.charged_nano, global_id=self._policy.global_id)
+        return None if key is None else terms.sign(key)
+
+    def _own_key(self, escrow: Escrow) -> Ed25519PrivateKey | None:
+        key = self._key
+        ours = key is not None and escrow.terms.operator_key == key.public_key().public_bytes_raw()
+        return key if ours else None
+
     async def _best(self, escrow: Escrow, now: int) -> tuple[Voucher | None, int]:
         """The voucher that pays most now, and what it pays; the operator's own is signed and kept when it does."""
         session = await self._escrows.last_voucher(
@@ -83,9 +104,8 @@ class SettlePlan:
         )
         promised = 0 if session is None else min(session.cumulative_nano, escrow.deposited_nano)
         allowed = min(escrow.charged_nano, escrow.settled_nano + escrow.allowance_nano(now))
-        key = self._key
-        ours = key is not None and escrow.terms.operator_key == key.public_key().public_bytes_raw()
-        if key is not None and ours and allowed > max(promised, escrow.settled_nano):
+        key = self._own_key(escrow)
+        if key is not None and allowed > max(promised, escrow.settled_nano):
             return await self._sign(escrow, key), allowed - escrow.settled_nano
         return (session, promised - escrow.settled_nano) if promised > escrow.settled_nano else (None, 0)
 

@@ -5,7 +5,13 @@ from typing import NamedTuple, cast
 
 from audit.errors import EnvelopeTooLongError, LogUnavailableError, NotLoggedError
 from billing.ceilings import VoucherRequiredError
-from billing.escrows import EscrowConflictError, StaleVoucherError, UnknownEscrowError
+from billing.escrows import (
+    CloseAgreedError,
+    CloseNotAgreedError,
+    EscrowConflictError,
+    StaleVoucherError,
+    UnknownEscrowError,
+)
 from billing.payouts import EpochUnknownError
 from billing.ports import InsufficientCreditError, LedgerUnavailableError, TransferConflictError
 from billing.postgres.adjustments import TransferTimeError
@@ -106,6 +112,8 @@ STATUS: dict[type[CocoonError], tuple[int, str]] = {
     KeyNameTakenError: (409, "invalid_request_error"),
     TransferConflictError: (409, "invalid_request_error"),
     EscrowConflictError: (409, "invalid_request_error"),
+    CloseNotAgreedError: (409, "invalid_request_error"),
+    CloseAgreedError: (409, "invalid_request_error"),
     StaleVoucherError: (409, "invalid_request_error"),
     BodyTimeoutError: (408, "invalid_request_error"),
     IdempotencyConflictError: (409, "invalid_request_error"),

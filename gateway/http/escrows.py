@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
-from litestar import Controller, get, post
+from litestar import Controller, delete, get, post
 from litestar.connection import Request
 from msgspec import Meta
 
@@ -79,6 +79,7 @@ class EscrowView(msgspec.Struct, frozen=True, kw_only=True):
     demand_nano: int
     usage_root: str
     close_requested_at: int
+    close_asked: bool
     seen_seqno: int | None
 
 
@@ -98,6 +99,16 @@ class EscrowsView(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     terms: TermsView | None
     data: list[EscrowView]
+
+
+class CloseView(msgspec.Struct, frozen=True, kw_only=True):
+    """What an escrow owes in all when it closes at once, in nano, signed by the operator; null until it is."""
+
+    object: Literal["escrow.close"] = "escrow.close"
+    escrow: str
+    epoch: int
+    cumulative: int | None
+    signature: str | None
 
 
 class VoucherView(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +154,25 @@ class EscrowsController(Controller):
             state_init=base64.b64encode(write_boc(init.encode())).decode(),
         )  # fmt: skip
 
+    @post("/escrows/{address:str}/close", status_code=200, guards=[require_own_admin])
+    async def ask_close(self, request: Member, services: Services, address: str) -> CloseView:
+        """Ask for terms to close at once. Nothing is served on the escrow from now on; asking again shows them.
+
+        They are signed as soon as nothing runs that could still be charged, and stay good: only the client uses them.
+        """
+        escrow = await services.escrows.ask_close(request.auth.customer_id, address)
+        log.info("escrow_close_asked", customer_id=str(request.auth.customer_id), escrow=address)
+        agreed = escrow.agreed
+        return CloseView(
+            escrow=address, epoch=escrow.terms.epoch, cumulative=None if agreed is None else agreed.cumulative_nano,
+            signature=None if agreed is None else agreed.signature.hex(),
+        )  # fmt: skip
+
+    @delete("/escrows/{address:str}/close", status_code=204, guards=[require_own_admin])
+    async def withdraw_close(self, request: Member, services: Services, address: str) -> None:
+        """Have the escrow served again, where the terms are not signed yet."""
+        await services.escrows.withdraw_close(request.auth.customer_id, address)
+
     @post("/vouchers", status_code=200)
     async def take_voucher(self, request: Member, services: Services, data: PostVoucher) -> VoucherView:
         """Hand in what the session key has signed. It counts from the answer on."""
@@ -172,5 +202,6 @@ def _view(shown: Shown) -> EscrowView:
         delegated=escrow.terms.operator_key is not None, deposited_nano=escrow.deposited_nano,
         settled_nano=escrow.settled_nano, signed_nano=0 if shown.signed is None else shown.signed.cumulative_nano,
         charged_nano=shown.charged_nano, demand_nano=shown.demand_nano, usage_root=shown.usage_root.hex(),
-        close_requested_at=escrow.close_requested_at, seen_seqno=escrow.seen_seqno,
+        close_requested_at=escrow.close_requested_at, close_asked=escrow.close_asked_at is not None,
+        seen_seqno=escrow.seen_seqno,
     )  # fmt: skip

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from cli.contract import ContractError
-from cli.escrow import Terms, new_escrow, require_pinned
+from cli.escrow import new_escrow
+from cli.escrow_gateway import Terms, require_pinned
 from cli.escrow_owner import EscrowOwner
 from cli.wallet import on_chain
 from cocoon.addresses import Address

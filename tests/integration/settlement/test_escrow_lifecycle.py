@@ -16,7 +16,7 @@ from cocoon.clock import SystemClock
 from cocoon.contracts.payout import PayoutData
 from cocoon_client.escrow_file import read_escrow_file
 from cocoon_client.vouchers import VoucherSigner, demands_in
-from tests.escrow_command import TON, WALLET, keep_words, refund, run
+from tests.escrow_command import TON, WALLET, Done, keep_words, refund, run
 from tests.fixtures_chain import LocalChain
 from tests.fixtures_gateway import CREDIT_NANO, Stack, chat
 from tests.settlement_chain import GLOBAL_ID, SettlementNetwork, key
@@ -35,14 +35,23 @@ class Life:
         self.file = folder / "escrow.json"
         self.words = str(keep_words(folder))
 
-    async def command(self, *arguments: str) -> str:
+    async def tried(self, *arguments: str) -> Done:
         """`cocoon escrow`, beside the loop."""
-        done = await asyncio.to_thread(
+        return await asyncio.to_thread(
             run, *arguments, "--file", str(self.file), "--mnemonic-file", self.words, chain=self.chain,
-            COCOON_API_KEY=self.stack.api_key,
+            COCOON_API_KEY=self.stack.api_key, COCOON_BASE_URL=f"http://127.0.0.1:{self.stack.port}/v1",
         )  # fmt: skip
+
+    async def command(self, *arguments: str) -> str:
+        done = await self.tried(*arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    async def open(self, network: SettlementNetwork) -> None:
+        self.chain.faucet(WALLET.address, 20 * TON)
+        said = await self.command("open", "--operator", str(network.operator.address), "--amount", "5")
+        assert "Deposited 5 TON" in said
+        await self.until_escrow(state="open", deposited_nano=DEPOSIT)
 
     async def escrow(self) -> dict[str, Any]:
         """As the gateway shows it."""
@@ -76,6 +85,25 @@ class Life:
             body = {name: getattr(voucher, name) for name in voucher.__struct_fields__}
             assert (await client.post("/v1/account/vouchers", json=body)).status_code == 200
 
+    async def require_over(self, network: SettlementNetwork, used: int) -> None:
+        """What was used is the operator's and the rest the client's, on the chain and in the books, to the nano."""
+        escrow = read_escrow_file(self.file)
+        assert await asyncio.to_thread(refund, self.chain, escrow.address) == (DEPOSIT - used, DEPOSIT - used)
+        await self.stack.until_true(lambda: received(self.chain, network), lambda nano: nano == used, deadline_s=60)
+        await self.stack.until_true(
+            self.row, lambda row: (row["state"], row["refunded_nano"]) == ("closed", DEPOSIT - used), deadline_s=60
+        )
+        books = {
+            (row["kind"], row["owner"] == self.stack.customer_id): row["nano"]
+            for row in await self.stack.rows(
+                "SELECT kind, owner, (credits_posted - debits_posted)::bigint AS nano FROM accounts"
+            )
+        }
+        assert books["customer_available", True] == CREDIT_NANO
+        assert (books["escrow_asset", False], books["payout_asset", False]) == (0, -used)
+        async with connect(self.stack.database_url, application="test") as connection:
+            assert await broken_invariants(connection) == []
+
 
 async def start_network(
     stack: Stack, chain: LocalChain, folder: Path
@@ -83,18 +111,21 @@ async def start_network(
     async with LiteChain(read_liteservers(chain.config), SystemClock(), global_id=GLOBAL_ID) as lite:
         network = SettlementNetwork(lite, chain, uuid.uuid4().hex)
         await network.deploy()
-    operator_key = folder / "operator.key"
-    operator_key.touch(0o600)
-    operator_key.write_text(key(f"{network.name} operator").private_bytes_raw().hex())
+    keys = {name: folder / f"{name}.key" for name in ("operator", "vouchers")}
+    for name, path in keys.items():
+        path.touch(0o600)
+        path.write_text(key(f"{network.name} {name}").private_bytes_raw().hex())
     await stack.rows("UPDATE api_keys SET organisation_admin = TRUE WHERE id = $1", stack.key_id)
     await stack.start_gateway(
         COCOON_OPERATOR_WALLET=str(network.operator.address), COCOON_PAYOUT_CONTRACT=str(network.payout),
         COCOON_ESCROW_CHALLENGE_S_MIN="3600",
+        COCOON_SETTLEMENT_KEY_PUBLIC=network.voucher_key.public_key().public_bytes_raw().hex(),
     )  # fmt: skip
     biller = stack.start("biller", ["biller"], {
         "COCOON_ENV": "development", "COCOON_DATABASE_URL": stack.database_url, "COCOON_GLOBAL_ID": str(GLOBAL_ID),
         "COCOON_LITESERVERS": str(chain.config), "COCOON_PAYOUT_CONTRACT": str(network.payout),
-        "COCOON_BILLER_WALLET_KEY_FILE": str(operator_key), "COCOON_BILLER_INTERVAL_S": "0.1",
+        "COCOON_BILLER_WALLET_KEY_FILE": str(keys["operator"]), "COCOON_VOUCHER_KEY_FILE": str(keys["vouchers"]),
+        "COCOON_BILLER_INTERVAL_S": "0.1",
         "COCOON_SETTLE_MIN": "0.000000001", "COCOON_EPOCH_S": "3600",
     })  # fmt: skip
     return network, biller
@@ -112,14 +143,8 @@ async def test_a_customer_opens_uses_is_settled_and_leaves_with_the_gateway_off(
     stack: Stack, own_chain: LocalChain, tmp_path: Path
 ) -> None:
     network, biller = await start_network(stack, own_chain, tmp_path)
-    own_chain.faucet(WALLET.address, 20 * TON)
     life = Life(stack, own_chain, tmp_path)
-    said = await life.command(
-        "open", "--base-url", f"http://127.0.0.1:{stack.port}/v1", "--operator", str(network.operator.address),
-        "--amount", "5",
-    )  # fmt: skip
-    assert "Deposited 5 TON" in said
-    await life.until_escrow(state="open", deposited_nano=DEPOSIT)
+    await life.open(network)
     async with stack.client() as client:
         balance = (await client.get("/v1/account/balance")).json()
     assert balance["available_nano"] == CREDIT_NANO + DEPOSIT
@@ -137,22 +162,32 @@ async def test_a_customer_opens_uses_is_settled_and_leaves_with_the_gateway_off(
     assert "requested" in await life.command("close")
     own_chain.advance(3_601)
     await stack.until_true(lambda: life.command("close"), lambda said: "were paid back" in said, deadline_s=60)
-    escrow = read_escrow_file(life.file)
-    assert await asyncio.to_thread(refund, own_chain, escrow.address) == (DEPOSIT - used, DEPOSIT - used)
-    assert await received(own_chain, network) == used
-    await stack.until_true(
-        life.row, lambda row: (row["state"], row["refunded_nano"]) == ("closed", DEPOSIT - used), deadline_s=60
-    )
-    books = {
-        (row["kind"], row["owner"] == stack.customer_id): row["nano"]
-        for row in await stack.rows(
-            "SELECT kind, owner, (credits_posted - debits_posted)::bigint AS nano FROM accounts"
-        )
-    }
-    assert books["customer_available", True] == CREDIT_NANO
-    assert (books["escrow_asset", False], books["payout_asset", False]) == (0, -used)
-    async with connect(stack.database_url, application="test") as connection:
-        assert await broken_invariants(connection) == []
+    await life.require_over(network, used)
     # Before the chain: it has nothing to wait for then.
+    biller.terminate()
+    assert await asyncio.to_thread(biller.wait, 60) == 0, stack.log("biller")
+
+
+@pytest.mark.timeout(300)
+async def test_a_customer_leaves_at_once_with_what_the_operator_signed(
+    stack: Stack, local_chain: LocalChain, tmp_path: Path
+) -> None:
+    network, biller = await start_network(stack, local_chain, tmp_path)
+    life = Life(stack, local_chain, tmp_path)
+    await life.open(network)
+    used = await life.use()
+
+    together = ("close", "--together", "--yes", "--at-most")
+    little = await life.tried(*together, "0.000000001")
+    assert (little.returncode, "more than 0.000000001" in little.stderr) == (1, True), little.stderr
+    async with stack.client() as client:
+        refused = await client.post("/v1/chat/completions", json=chat(max_tokens=20))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (402, "escrow_closing")
+        withdrawn = await client.delete(f"/v1/account/escrows/{read_escrow_file(life.file).address}/close")
+        assert (withdrawn.status_code, withdrawn.json()["error"]["code"]) == (409, "close_agreed")
+    said = await life.command(*together, "5")
+    assert "closed" in said
+    assert "were paid back" in said
+    await life.require_over(network, used)
     biller.terminate()
     assert await asyncio.to_thread(biller.wait, 60) == 0, stack.log("biller")
