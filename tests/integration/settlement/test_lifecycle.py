@@ -66,7 +66,9 @@ def require_verdict(network: SettlementNetwork, database_url: str, *, ties: bool
     assert said.returncode == (0 if ties else 1), said.stdout + said.stderr
     report = json.loads(said.stdout)
     assert report["holds"] is ties
-    assert [tie["what"] for tie in report["ties"] if not tie["holds"]] == ([] if ties else ["received"])
+    broken = {tie["what"] for tie in report["ties"] if not tie["holds"]}
+    # The chain may have paid a claim since the biller, which would have booked it, was stopped.
+    assert broken - {"paid"} == (set() if ties else {"received"})
 
 
 @contextlib.asynccontextmanager
