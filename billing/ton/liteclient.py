@@ -9,6 +9,7 @@ and a connection that failed is closed and opened anew behind a pause that grows
 import asyncio
 import base64
 import contextlib
+from collections.abc import Generator
 from typing import Any, Self
 
 from pytoniq import LiteClient, LiteServerError
@@ -94,17 +95,19 @@ class _Peer:
             LiteServerError: the server answered with an error.
             ChainUnavailableError: it did not answer.
         """
-        try:
-            async with asyncio.timeout(self._answer_s):
-                answer = await self._answered(name, data)
-        except LiteServerError:
+        with _cancellation_kept():
+            try:
+                async with asyncio.timeout(self._answer_s):
+                    answer = await self._answered(name, data)
+            except LiteServerError:
+                self._pause_s = 0.0
+                raise
+            except _BROKEN as error:
+                await self._failed()
+                failure = f"liteserver {self.server} did not answer: {type(error).__name__}"
+                raise ChainUnavailableError(failure) from error
             self._pause_s = 0.0
-            raise
-        except _BROKEN as error:
-            await self._failed()
-            raise ChainUnavailableError(f"liteserver {self.server} did not answer: {type(error).__name__}") from error
-        self._pause_s = 0.0
-        return answer
+            return answer
 
     async def _answered(self, name: str, data: dict[str, Any]) -> dict[str, Any]:
         used_before = self._client is not None
@@ -329,6 +332,23 @@ class LiteChain:
             except (ChainUnavailableError, ChainProofError) as error:
                 failure = _worse(failure, error)
         raise failure
+
+
+@contextlib.contextmanager
+def _cancellation_kept() -> Generator[None]:
+    """Stop whoever was told to stop inside, whatever came of it: pytoniq waits with `asyncio.wait_for`.
+
+    Below Python 3.12 that forgets a cancellation which comes in the moment of the answer, and a task that is told to
+    stop once would go on for ever.
+    """
+    task = asyncio.current_task()
+    assert task is not None, "asked from a task"
+    told_before = task.cancelling()
+    try:
+        yield
+    finally:
+        if task.cancelling() > told_before:
+            raise asyncio.CancelledError
 
 
 def _worse(first: Exception, second: Exception) -> Exception:

@@ -3,10 +3,12 @@
 import asyncio
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from billing.postgres.turn import TurnLostError
 from billing.settlement.biller import every
 from billing.settlement.watch import each
+from billing.ton import liteclient
 from billing.ton.chain import ChainUnavailableError
 from billing.ton.liteclient import LiteChain
 from billing.ton.settings import Liteserver
@@ -70,3 +72,35 @@ async def test_who_closes_a_chain_can_be_told_to_stop(monkeypatch: pytest.Monkey
     async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(asyncio.CancelledError):
             await asking
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["answer", "broken"])
+async def test_who_asks_a_chain_can_be_told_to_stop_in_the_moment_of_the_answer(
+    monkeypatch: pytest.MonkeyPatch, *, answered: bool
+) -> None:
+    # pytoniq's own question forgets a cancellation that comes together with its answer (`asyncio.wait_for`).
+    asked = asyncio.Queue[asyncio.Future[dict[str, object]]]()
+
+    class Silent(liteclient._Connection):
+        async def connect(self) -> None:
+            self.inited = True
+
+        async def send_and_encrypt(self, _data: bytes, _query: str) -> asyncio.Future[dict[str, object]]:
+            answer = asyncio.get_running_loop().create_future()
+            asked.put_nowait(answer)
+            return answer
+
+    monkeypatch.setattr(liteclient, "_Connection", Silent)
+    key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    asking = asyncio.ensure_future(LiteChain((Liteserver("127.0.0.1", 1, key),), SystemClock(), global_id=-3).head())
+    async with asyncio.timeout(PATIENCE_S):
+        answer = await asked.get()
+    if answered:
+        answer.set_result({"last": {"root_hash": "00" * 32, "file_hash": "00" * 32, "seqno": 1}})
+    else:
+        answer.set_exception(ConnectionResetError())
+    asking.cancel()
+
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.wait({asking})
+    assert asking.cancelled()
