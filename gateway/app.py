@@ -208,6 +208,7 @@ async def open_services(settings: Settings) -> AsyncGenerator[Services]:
             Router(registry, clock, _dice(rng), staked=stakes is not None), transport, RetryBudget(clock), clock,
             network_secret=network_secret, global_id=settings.global_id, request_s_max=settings.request_s_max,
             sealed_require="tdx" if attestor.judges else "any",
+            claim_cover=None if stakes is None else stakes.claim_now,
         )  # fmt: skip
         pipeline = Pipeline(
             keys=keys, limiter=limiter, ledger=ledger, prices=prices, attempts=attempts, settler=settler,

@@ -4,8 +4,12 @@ An attempt is never repeated at the same worker, and never beyond the retry budg
 must not make it worse.
 """
 
+import asyncio
+import contextlib
+import functools
 import hmac
 import uuid
+from collections.abc import Awaitable, Callable
 
 import structlog
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -30,8 +34,8 @@ from gateway.quotes import PriceLimit, price_at, quote_for, require_offered
 from gateway.sealed import RecipientsGoneError
 from gateway.stubs import Stub, seal_stub, stub_key
 from gateway.walk import Call, Walk
-from workers.errors import ModelNotFoundError, NoWorkerError, WorkersBusyError
-from workers.routing import DispatchOutcome, RetryBudget, Router, stricter
+from workers.errors import CoverMissedError, ModelNotFoundError, NoWorkerError, WorkersBusyError
+from workers.routing import Dispatch, DispatchOutcome, RetryBudget, Router, stricter
 from workers.targets import Requirement, Upstream, Worker
 from workers.transport import (
     ANSWER_BYTES_MAX,
@@ -47,6 +51,8 @@ ATTEMPTS_MAX = 4
 TICKET_MARGIN_S = 30
 COOLDOWN_S_DEFAULT = 1.0
 """When a worker is busy and does not say for how long."""
+CLAIM_S_MAX = 0.5
+"""A request does not wait longer for more of the workers' stakes."""
 KEYSETS_MAX = 4096
 TENANTS_MAX = 65536
 _TENANT_LABEL = b"cocoon/tenant/1\x00"
@@ -60,11 +66,13 @@ class Attempts:
     """Routing with retries, on top of router and transport.
 
     `sealed_require` is the evidence without which no worker gets a sealed request, whoever it was sealed for.
+    `claim_cover` asks for more of the workers' stakes, where this process has too little of them (`Router.staked`).
     """
 
     def __init__(
         self, router: Router, transport: Transport, budget: RetryBudget, clock: Clock, *,
         network_secret: bytes, global_id: int, request_s_max: float, sealed_require: Requirement = "any",
+        claim_cover: Callable[[], Awaitable[None]] | None = None,
     ) -> None:  # fmt: skip
         self._router = router
         self._transport = transport
@@ -73,6 +81,7 @@ class Attempts:
         self._network_secret = network_secret
         self._global_id = global_id
         self._sealed_require: Requirement = sealed_require
+        self._claim_cover = claim_cover
         self._ticket_s = request_s_max + TICKET_MARGIN_S
         self._keys: dict[bytes, tuple[bytes, AESGCM]] = {}
         self._tenants: dict[uuid.UUID, bytes] = {}
@@ -117,7 +126,7 @@ class Attempts:
         for number in range(ATTEMPTS_MAX):
             if failure is not None and not self._budget.try_spend():
                 break
-            attempt = self._dispatch(walk, admission, request, number, excluded, failure)
+            attempt = await self._dispatch(walk, admission, request, number, excluded, failure)
             try:
                 batch = await self._try(attempt, walk, admission, request, call, deadline)
             except AttemptFailedError as error:
@@ -132,7 +141,7 @@ class Attempts:
                 return attempt, batch
         raise _exhausted(failure)
 
-    def _dispatch(
+    async def _dispatch(
         self, walk: Walk, admission: Admission, request: ModelRequest, number: int, excluded: set[uuid.UUID],
         failure: CocoonError | None,
     ) -> Attempt:  # fmt: skip
@@ -146,21 +155,23 @@ class Attempts:
         asked = self._router.has_asks(request.model)
         if asked or limit is not None:
             quote = quote_for(request.model, offer.price, limit, admission.bounds.usage)
+        choose = functools.partial(
+            self._router.choose,
+            request.model,
+            endpoint=walk.endpoint,
+            exclude=frozenset(excluded),
+            require=require,
+            only=provider.only,
+            ignore=provider.ignore,
+            prompt_tokens_bound=admission.bounds.prompt,
+            quote=quote,
+            cheapest=cheapest,
+            manifest=walk.manifest,
+            keysets=None if walk.sealed is None else frozenset(walk.sealed.header.keyset_digests),
+            exposed_nano=_exposed_nano(admission) if self._router.staked else 0,
+        )
         try:
-            dispatch = self._router.choose(
-                request.model,
-                endpoint=walk.endpoint,
-                exclude=frozenset(excluded),
-                require=require,
-                only=provider.only,
-                ignore=provider.ignore,
-                prompt_tokens_bound=admission.bounds.prompt,
-                quote=quote,
-                cheapest=cheapest,
-                manifest=walk.manifest,
-                keysets=None if walk.sealed is None else frozenset(walk.sealed.header.keyset_digests),
-                exposed_nano=_exposed_nano(admission) if self._router.staked else 0,
-            )
+            dispatch = await self._covered(choose)
         except (NoWorkerError, WorkersBusyError, ModelNotFoundError) as error:
             if failure is not None:
                 raise _exhausted(failure) from None
@@ -173,6 +184,18 @@ class Attempts:
         attempt = walk.attempt = Attempt(number, dispatch, self._clock, price)
         walk.exchange.note(Event.DISPATCH)
         return attempt
+
+    async def _covered(self, choose: Callable[[], Dispatch]) -> Dispatch:
+        """What is chosen; a second time if more of the stakes may have been claimed meanwhile."""
+        try:
+            return choose()
+        except CoverMissedError:
+            if self._claim_cover is None:
+                raise
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLAIM_S_MAX):
+                await self._claim_cover()
+        return choose()
 
     async def _try(
         self, attempt: Attempt, walk: Walk, admission: Admission, request: ModelRequest, call: Call, deadline: Deadline

@@ -1,10 +1,12 @@
 """Workers' stakes, from the books to routing: what each is worth, and how much of it this process may dispatch against.
 
-Routing knows nothing of money, and the books nothing of routing; here they meet once a second. While the database is
+Routing knows nothing of money, and the books nothing of routing; here they meet once a second, and at once when a
+request finds too little of the stakes in this process. While the database is
 away, what was granted holds until its time is over, and then nothing is dispatched against any stake.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Protocol
@@ -21,6 +23,8 @@ from workers.covers import Cover
 from workers.registry import Registry
 
 READ_S = 1.0
+ASKED_PAUSE_S = 0.05
+"""The least between two rounds when somebody asks for one: a stake that is used up must not keep the database busy."""
 MARGIN_PART = 0.1
 """Of a cover's time to live: how much earlier than the database this process considers it over."""
 log = structlog.get_logger()
@@ -52,17 +56,30 @@ class Stakes:
         self._terms = terms
         self._unit_nano = unit_nano
         self._covers: dict[bytes, Cover] = {}
+        self._asked, self._answered = asyncio.Event(), asyncio.Event()
         self.loaded = asyncio.Event()
         """Set once the stakes of the workers that were known first have been claimed."""
 
     async def run(self) -> None:
         """Read, claim and apply until cancelled."""
         while True:
+            self._asked.clear()
+            answered, self._answered = self._answered, asyncio.Event()
             try:
                 await self.refresh()
             except BillingError as error:
                 log.warning("stakes_not_read", code=error.code)
-            await asyncio.sleep(READ_S)
+            finally:
+                answered.set()
+            await asyncio.sleep(ASKED_PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(READ_S - ASKED_PAUSE_S):
+                    await self._asked.wait()
+
+    async def claim_now(self) -> None:
+        """Have the next round begin at once, and wait for its end; whatever the store said, or did not."""
+        self._asked.set()
+        await self._answered.wait()
 
     async def refresh(self) -> None:
         """Look at the stakes of all enrolled workers, and claim of them what is due.

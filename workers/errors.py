@@ -47,6 +47,10 @@ class WorkersBusyError(WorkersError):
         self.retry_after_s = retry_after_s
 
 
+class CoverMissedError(WorkersBusyError):
+    """The stakes of the workers that have room cover no more requests of this process at the moment."""
+
+
 class EnrolmentRefusedError(WorkersError):
     """The worker cannot be enrolled as it asks to be."""
 

@@ -28,6 +28,7 @@ from cocoon.clock import Clock
 from cocoon.endpoints import Endpoint
 from workers.covers import Cover, Exploration
 from workers.errors import (
+    CoverMissedError,
     EndpointUnsupportedError,
     ManifestUnservedError,
     ModelNotFoundError,
@@ -196,7 +197,8 @@ class Router:
         Raises:
             ModelNotFoundError: nobody serves the model.
             EndpointUnsupportedError: nobody serves it at this endpoint.
-            WorkersBusyError: those who could are at capacity, asked for a pause, or have as much as their stakes cover.
+            WorkersBusyError: those who could are at capacity or asked for a pause.
+            CoverMissedError: some of those have room, and this process has no more of their stakes.
             NoWorkerError: none is live, allowed and sound.
             ManifestUnservedError: none of those that are live serves it from this manifest.
         """
@@ -248,14 +250,16 @@ class Router:
         """Those to choose from, at least one.
 
         Raises:
-            WorkersBusyError, NoWorkerError: see `choose`.
+            WorkersBusyError, CoverMissedError, NoWorkerError: see `choose`.
         """
         staked, free, reported_full = self.staked, list[Member](), list[Member]()
+        missed = False
         for member in candidates:
             load = member.load
             if load.in_flight >= load.capacity or not load.breaker.allows(now):
                 continue
             if staked and (cover := member.cover) is not None and not cover.covers(exposed_nano, now):
+                missed = True
                 continue
             (free if load.in_flight_estimate < load.capacity else reported_full).append(member)
         # A heartbeat is up to two seconds old: a target that it calls full may be asked when nobody else is left.
@@ -264,6 +268,8 @@ class Router:
         else:
             pool = free or reported_full
         if not pool:
+            if missed:
+                raise CoverMissedError(BUSY_RETRY_S)
             raise self._refusal(model, candidates, now)
         return pool
 

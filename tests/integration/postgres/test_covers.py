@@ -17,7 +17,7 @@ from gateway.stakes import Stakes
 from tests.cover_values import ACCOUNT, ADDRESS, BOND_NANO, WORKER, age, bond, earn
 from tests.unit.workers.worker_values import MODEL, a_worker, beat_all
 from workers.covers import Cover
-from workers.errors import NoWorkerError, WorkersBusyError
+from workers.errors import CoverMissedError, NoWorkerError, WorkersBusyError
 from workers.registry import Registry
 from workers.routing import Dispatch, DispatchOutcome, Router
 
@@ -313,6 +313,28 @@ async def test_without_the_database_a_grant_holds_for_its_time_and_then_nothing_
     await one.stakes.refresh()
 
     assert one.fill() > 0
+
+
+async def test_who_misses_a_cover_has_more_of_it_claimed_at_once(
+    pool: Pool, connection: Connection, clock: ManualClock
+) -> None:
+    await bond(connection)
+    one = Process(pool, clock, 1)
+    running = asyncio.ensure_future(one.stakes.run())
+    await one.stakes.loaded.wait()
+    for asked in (BOND_NANO // 2, BOND_NANO // 2):
+        with pytest.raises(CoverMissedError):
+            one.router.choose(MODEL, exposed_nano=asked)
+        await one.stakes.claim_now()
+        one.held.append(one.router.choose(MODEL, exposed_nano=asked))
+    # Nobody waits for a database that is away, nor for more than a stake has.
+    one.store.away = True
+    await one.stakes.claim_now()
+    one.store.away = False
+    with pytest.raises(CoverMissedError):
+        one.router.choose(MODEL, exposed_nano=1)
+    running.cancel()
+    await asyncio.wait({running})
 
 
 async def test_a_process_that_stops_gives_back_what_it_does_not_use(
