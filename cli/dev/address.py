@@ -1,7 +1,12 @@
 """Ports of this machine: whether one can be had, and which one is free."""
 
 import errno
+import fcntl
+import functools
+import os
 import socket
+import tempfile
+from pathlib import Path
 
 from cli.dev.state import DevError
 from cocoon.clock import system_random
@@ -11,6 +16,8 @@ PORTS = range(20_000, 32_000)
 """Below what Linux gives to outgoing connections (32768 and up): a client that retries a server which is just down
 could be given the server's own port there, connect to itself, and keep the server from coming back."""
 ATTEMPTS_MAX = 200
+_given = set[int]()
+"""To this process, by `free_port`."""
 
 
 class PortTakenError(DevError):
@@ -43,14 +50,35 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
 def free_port(wish: int = 0) -> int:
     """`wish` when it can be had on the loopback address, else any free port of `PORTS`.
 
+    Nobody else who asks here gets it while this process lives: its server may take a while until it listens.
+
     Raises:
         DevError: none is free.
     """
-    if wish and is_free(wish):
+    if wish and is_free(wish) and (wish in _given or _reserve(wish)):
         return wish
     rng = system_random()
     for _ in range(ATTEMPTS_MAX):
         port = rng.choice(PORTS)
-        if is_free(port):
+        if port not in _given and is_free(port) and _reserve(port):
             return port
     raise DevError(f"no free port between {PORTS.start} and {PORTS.stop - 1}")
+
+
+def _reserve(port: int) -> bool:
+    """Whether no other process of this user has it: one byte of a file each, locked until its process ends."""
+    try:
+        fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    _given.add(port)
+    return True
+
+
+@functools.cache
+def _reservations() -> int:
+    """The file, opened once: closing it anywhere in a process gives back all that the process has."""
+    path = Path(tempfile.gettempdir()) / f"cocoon-ports-{os.getuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
