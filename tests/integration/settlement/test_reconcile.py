@@ -26,7 +26,9 @@ from cocoon.clock import SystemClock
 from cocoon.contracts.codes import code_of
 from cocoon.contracts.escrow import EscrowConfig, EscrowData
 from cocoon.contracts.payout import PayoutAccountData, PayoutData, account_init, payout_init
+from cocoon.usage import TokenUsage
 from tests.fixtures_chain import LocalChain
+from tests.ledger_values import hold_request, settlement
 from tests.memory_chain import MemoryChain
 from tests.settlement_books import NANO, enrol_worker, spend
 from tests.settlement_chain import FEE_BPS, GLOBAL_ID, SettlementNetwork, payout_config, public, terms_of
@@ -255,3 +257,39 @@ async def test_a_liteserver_that_lags_is_named_and_waited_for(
     waited = await reconciled("--wait", "60")
     assert waited.exit_code == 0, waited.output
     assert "comparisons tie" in waited.stdout
+
+
+async def test_a_worker_that_was_removed_is_paid_what_it_answers_then_and_has_earned(
+    world: World, connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COCOON_DATABASE_URL", database_url)
+    worker = await connection.fetchval("SELECT worker_id FROM workers")
+    [escrow] = await Escrows(world.pool).all()
+
+    async def removed() -> Result:
+        return await asyncio.to_thread(CliRunner().invoke, main, ["workers", "remove", str(worker)])
+
+    async with PostgresLedger(world.pool) as ledger:
+        request = hold_request(escrow.customer_id, 100)
+        await ledger.hold(request)
+        first, again = await removed(), await removed()
+        job = settlement(
+            request.job_id, escrow.customer_id, worker=worker, usage=TokenUsage(prompt=100), price=NANO
+        )  # fmt: skip
+        assert (await ledger.settle(job)).charge.nano == 100
+    assert (first.exit_code, again.exit_code) == (0, 1), first.output
+    assert "no worker" in again.stderr
+    assert await connection.fetchval("SELECT state FROM workers") == "removed"
+
+    settled = SPENT + 100
+    world.escrow = msgspec.structs.replace(world.escrow, settled_nano=settled)
+    world.payout = msgspec.structs.replace(world.payout, received_nano=settled)
+    world.show()
+    payouts = Payouts(world.pool, str(PAYOUT))
+    await world.look(escrow, payouts)
+    epoch = await payouts.prepare_epoch(world.payout.received_nano - world.payout.fee_max_nano)
+    assert epoch is not None
+    assert epoch.total_nano == settled - settled * FEE_BPS // 10_000
+    [payee] = await payouts.payees()
+    assert (payee.wallet, payee.leaf_nano) == (str(WALLET), epoch.total_nano)
+    assert await world.differences() == set()
