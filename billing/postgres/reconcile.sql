@@ -22,7 +22,7 @@ FROM (
     FROM payout_contract
 ) AS seen
 WHERE seen.seqno IS NOT NULL
-ORDER BY seen.seqno DESC, seen.contract
+ORDER BY seen.seqno DESC, seen.contract ASC
 LIMIT 1;
 
 -- name: receipts_that_differ
