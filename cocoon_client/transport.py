@@ -207,7 +207,7 @@ class SealingTransport(httpx.BaseTransport):
                 described = self._inner.handle_request(model_request(request, plan))
                 facts = _read(described, ERROR_BYTES_MAX)
                 known = facts if described.status_code == _OK else None
-                own = {} if self._chain is None else run_apart(own_blocks(self._chain, named_blocks(answer)))
+                own: OwnBlocks = {} if self._chain is None else run_apart(own_blocks(self._chain, named_blocks(answer)))
                 workers = self._sealer.learn(plan, nonce, answer, known, own)
             _require(workers, plan)
             exchange = self._sealer.seal(plan, _api_key(request), workers)
