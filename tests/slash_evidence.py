@@ -170,9 +170,12 @@ def _misshapen_equivocations(first: tuple[bytes, bytes], second: tuple[bytes, by
     whole = named().equivocation(first, second)
     alone = Builder().append(named().encode()).ref(signed_head(*first)).end()
     short = Builder().append(named().encode()).ref(signed_head(*first)).ref(_cut(signed_head(*second))).end()
+    longer = Builder().append(signed_head(*second)).uint(0, 1).end()
+    long = Builder().append(named().encode()).ref(signed_head(*first)).ref(longer).end()
     unsigned = Builder().append(named().encode()).ref(signed_head(*first)).ref(Builder().raw(second[0]).end()).end()
     yield Case("one head alone", EQUIVOCATION, BAD_EVIDENCE, alone)
     yield Case("a head that is cut short", EQUIVOCATION, BAD_EVIDENCE, short)
+    yield Case("a head that goes on", EQUIVOCATION, BAD_EVIDENCE, long)
     yield Case("a head without a signature", EQUIVOCATION, BAD_EVIDENCE, unsigned)
     yield Case("more than two heads need", EQUIVOCATION, BAD_EVIDENCE, Builder().append(whole).uint(0, 1).end())
     yield Case("nothing", EQUIVOCATION, BAD_EVIDENCE, Builder().end())
@@ -255,6 +258,7 @@ def over_uses() -> Iterator[Case]:
     yield case("a gateway named for another network", BAD_EVIDENCE, delegated_network=OTHER_NETWORK)
     yield case("a batch signed when the delegation had ended", BAD_EVIDENCE, signed_ms=NOT_AFTER * 1000)
     yield case("a batch signed before the delegation began", BAD_EVIDENCE, signed_ms=NOT_BEFORE * 1000 - 1)
+    yield case("a delegation that is as long as it may be", 0, not_after=NOT_BEFORE + DELEGATION_S_MAX)
     yield case("a delegation that is too long", BAD_EVIDENCE, not_after=NOT_BEFORE + DELEGATION_S_MAX + 1)
     yield case("a delegation that ends before it begins", BAD_EVIDENCE, not_after=NOT_BEFORE - 1)
     yield case("a gateway key for which anybody signs", WEAK_KEY, gateway_key=IDENTITY)
@@ -280,7 +284,10 @@ def _misshapen_over_uses(head: tuple[bytes, bytes], issued: Issued) -> Iterator[
     yield Case("a batch without a path", OVER_USE, BAD_EVIDENCE, of(ticket, pathless))
     yield Case("a ticket without a batch", OVER_USE, BAD_EVIDENCE, alone)
     yield Case("a ticket that is too long", OVER_USE, BAD_EVIDENCE, longer)
+    more = Builder().append(of(ticket, batch)).ref(ticket).end()
+    yield Case("more than a ticket and its batch", OVER_USE, BAD_EVIDENCE, more)
     yield Case("a head above its ticket under another kind", EQUIVOCATION, BAD_EVIDENCE, of(ticket, batch))
+    yield Case("a head above its ticket under an unknown kind", 3, BAD_EVIDENCE, of(ticket, batch))
 
 
 def _longest_path(head: tuple[bytes, bytes]) -> Case:

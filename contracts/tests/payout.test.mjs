@@ -354,6 +354,14 @@ describe('claims', () => {
         });
     }
 
+    test('a leaf of the masterchain is not paid, even under a root that has it', async () => {
+        const worker = new Address(-1, ann.address.hash);
+        const far = new Epoch([{ worker, cumulative: ton('30') }]);
+        await payouts.open(far);
+
+        refused(await payouts.send(stranger, claim(far, worker)), 110);
+    });
+
     test('trees of every shape up to 33 leaves pay every worker', async () => {
         for (const size of [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33]) {
             await chain.loadFrom(deployed);
@@ -508,6 +516,18 @@ describe('who may say what', () => {
         await assertSolvent();
     });
 
+    test('all together are paid the active total and not a nano more, whatever the leaves say', async () => {
+        const more = epochOf({ ann: ton('10'), bob: ton('20') + 1n });
+        payouts.epochs += 1;
+        await payouts.send(payouts.operator, postRoot(payouts.epochs, more.tree.root, ton('30')));
+        advance(chain, payouts.config.delayS);
+        await payouts.send(stranger, claim(more, ann.address));
+
+        assert.deepEqual(handled(await payouts.send(stranger, claim(more, bob.address)), OP.pay).map(exitOf), [109]);
+        assert.equal((await payouts.state()).paid, ton('10'));
+        assert.equal((await payouts.account(bob.address)).owed, ton('20') + 1n);
+    });
+
     test('the worker\'s account listens to its payout contract alone', async () => {
         await payouts.send(stranger, claim(epoch, ann.address));
         const account = payouts.accountAddress(ann.address);
@@ -581,6 +601,15 @@ describe('the fee', () => {
 
         refused(await payouts.send(payouts.operator, withdrawFee(ton('10') + 1n)), 109);
         accepted(await payouts.send(payouts.operator, postRoot(1, Buffer.alloc(32), ton('90') + 9n)));
+    });
+
+    test('it reaches a wallet that is not deployed yet', async () => {
+        const feeTo = addressOf(refusingWallet(2));
+        const other = await Payouts.deploy(chain, { feeTo });
+        await other.fund(ton('100'));
+        const got = await gained(feeTo, () => other.send(other.operator, withdrawFee(ton('10'))));
+
+        assert.equal(got, ton('10'));
     });
 
     test('nobody else takes it, and nothing is not an amount', async () => {
