@@ -38,6 +38,8 @@ from tests.scripted_engine import ScriptedEngine
 MODEL = "scripted"
 NETWORK_SECRET = "11" * 32
 START_S_MAX = 60.0
+STOP_S_MAX = 60.0
+GRANIAN_KILLED = "refused to gracefully stop"
 CREDIT_NANO = 10**9
 PRICE = Price(version=1, prompt=1_000_000, cached=500_000, completion=2_000_000, share_bps=9_000)
 _LIBC = ctypes.CDLL(None)
@@ -80,12 +82,16 @@ class Stack:
         for process in self._processes:
             if process.poll() is None:
                 process.terminate()
+        hung: list[int] = []
         for process in self._processes:
             try:
-                await asyncio.to_thread(process.wait, 15)
+                await asyncio.to_thread(process.wait, STOP_S_MAX)
             except subprocess.TimeoutExpired:
+                hung.append(process.pid)
                 process.kill()
                 process.wait()
+        assert not hung, f"{hung} did not stop when told to:\n{self.log()}"
+        assert GRANIAN_KILLED not in self.log(), self.log()
 
     # Books
 
