@@ -1,6 +1,5 @@
 """`cocoon chain`: the local chain of development, a SIMULATED TON; run it, fill wallets, move its clock."""
 
-import datetime as dt
 import json
 import os
 from pathlib import Path
@@ -8,12 +7,17 @@ from pathlib import Path
 import click
 import msgspec
 
+from billing.ton.mnemonics import new_mnemonic
 from cli.addresses import ADDRESS
-from cli.amounts import TON
+from cli.amounts import SOME_TON
 from cli.chain_control import ChainControl, find_control
 from cli.dev.chain import BLOCK_MS, TICK_MS, EmbeddedChain
 from cli.dev.settings import read_dev_settings
+from cli.private_files import write_private
+from cli.tables import moment
+from cli.wallet import read_wallet
 from cocoon.addresses import Address
+from cocoon.clock import system_random
 from cocoon.money import Amount
 
 DIRECTORY = "chain"
@@ -58,12 +62,28 @@ def up_command(state: Path | None, port: int, control_port: int, block_ms: int, 
 
 @command.command("faucet")
 @click.argument("address", type=ADDRESS)
-@click.argument("amount", type=TON)
+@click.argument("amount", type=SOME_TON)
 @_CONTROL
 def faucet_command(address: Address, amount: int, control: str | None) -> None:
     """Give ADDRESS simulated coins: AMOUNT in TON."""
     reached = _control(control).faucet(str(address), amount)
     click.echo(f"{Amount(amount)} (simulated) to {address} in block {reached.seqno}")
+
+
+@command.command("wallet")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("amount", type=SOME_TON)
+@_CONTROL
+def wallet_command(file: Path, amount: int, control: str | None) -> None:
+    """Make a wallet v5r1 with AMOUNT simulated TON; its 24 words are written to FILE, for --mnemonic-file."""
+    if file.exists():
+        raise click.UsageError(f"{file} exists: words are never replaced")
+    asked = _control(control)
+    global_id = asked.info().global_id
+    write_private(file, " ".join(new_mnemonic(system_random())).encode() + b"\n")
+    wallet = read_wallet(file, global_id).address
+    asked.faucet(str(wallet), amount)
+    click.echo(f"{Amount(amount)} (simulated) to {wallet}; its words are in {file}")
 
 
 @command.command("advance")
@@ -72,7 +92,7 @@ def faucet_command(address: Address, amount: int, control: str | None) -> None:
 def advance_command(seconds: int, control: str | None) -> None:
     """Move the chain's clock forward; it never goes back."""
     reached = _control(control).advance(seconds)
-    click.echo(f"block {reached.seqno}, {_moment(reached.now)}")
+    click.echo(f"block {reached.seqno}, {moment(reached.now)}")
 
 
 @command.command("info")
@@ -88,7 +108,7 @@ def info_command(as_json: bool, control: str | None) -> None:  # noqa: FBT001  c
     server = info.liteserver
     rows = {
         "chain": f"SIMULATED, global id {info.global_id}",
-        "block": f"{info.seqno}, {_moment(info.now)}"
+        "block": f"{info.seqno}, {moment(info.now)}"
         + (f" (the clock was moved by {info.offset_s} s)" if info.offset_s else ""),
         "accounts": f"{info.accounts} with {Amount(int(info.total_nano))}; {info.waiting} messages wait",
         "liteserver": f"{server.host}:{server.port}, key {server.public_key}",
@@ -116,7 +136,3 @@ def _fault(text: str) -> tuple[str, object]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
-
-
-def _moment(seconds: int) -> str:
-    return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -19,6 +19,7 @@ from cocoon.contracts.links import transfer_link
 from cocoon.contracts.messages import Operation, StateInit, operation_of
 from cocoon.contracts.records import Record
 from cocoon.errors import CocoonError
+from cocoon.money import Amount
 
 VALID_S = 300
 """How long the chain takes a signed message; by the chain's own time."""
@@ -126,8 +127,8 @@ class Contract(Generic[Data]):
         account = await self._chain.account(wallet.address)
         if account.balance_nano <= transfer.value_nano:
             raise ContractError(
-                f"the wallet {wallet.address} has {account.balance_nano} nano, "
-                f"and {transfer.value_nano} and gas are needed"
+                f"the wallet {wallet.address} has {Amount(account.balance_nano)}, "
+                f"and {Amount(transfer.value_nano)} and gas are needed"
             )
         valid_until = (await self._chain.head()).gen_utime + VALID_S
         await self._chain.send(wallet.sign([transfer], seqno=wallet.seqno_of(account), valid_until=valid_until))

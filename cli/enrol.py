@@ -16,7 +16,7 @@ import httpx
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cli.private_files import read_private, write_private
+from cli.private_files import PrivateFileError, read_private, write_private
 from cocoon.clock import Clock, SystemClock
 from cocoon.enrolment import STAKE_TERMS_PATH, StakeTermsAnswer
 from cocoon.errors import CocoonError
@@ -181,9 +181,9 @@ def _reason(answer: httpx.Response) -> str:
 def _kept(issued: WalletKeyAnswer, key_file: Path) -> WalletKeyAnswer:
     try:
         write_private(key_file, issued.key.encode() + b"\n")
-    except OSError as error:
+    except PrivateFileError as error:
         # The secret is known to nobody else and must not be lost with the file: asking again gives another.
-        raise EnrolError(f"{key_file}: {error.strerror}; nothing was kept, enrol again") from error
+        raise EnrolError(f"{error}; nothing was kept, enrol again") from error
     return issued
 
 

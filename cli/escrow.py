@@ -12,11 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from billing.ton.chain import Chain
 from cli.addresses import ADDRESS
-from cli.amounts import TON
+from cli.amounts import SOME_TON, TON
 from cli.contract import ContractError, new_query_id
 from cli.escrow_close import accept, agree, close_agreed
 from cli.escrow_gateway import Gateway, Terms, require_pinned
 from cli.escrow_owner import EscrowOwner
+from cli.tables import moment
 from cli.wallet import (
     Payer,
     liteservers_option,
@@ -81,7 +82,7 @@ _file = click.option(
 @no_qr_option
 @click.option("--base-url", envvar="COCOON_BASE_URL", show_envvar=True, required=True, help="The gateway, up to /v1.")
 @click.option("--api-key", envvar="COCOON_API_KEY", hidden=True, default="")
-@click.option("--amount", type=TON, required=True, help="The first deposit, in TON.")
+@click.option("--amount", type=SOME_TON, required=True, help="The first deposit, in TON.")
 @click.option("--client", type=ADDRESS, help="Your wallet's address, where there are no words: a link is shown then.")
 @click.option("--operator", type=ADDRESS, help="The operator that you mean; another one is refused.")
 @click.option("--challenge", type=click.IntRange(1), help="Seconds from asking for the close to the refund.")
@@ -95,7 +96,9 @@ def open_command(
 ) -> None:  # fmt: skip
     """Make an escrow, have the gateway watch it, and deposit."""
     if path.exists():
-        raise click.UsageError(f"{path} exists: an escrow's file is never replaced")
+        raise click.UsageError(f"{path} exists and is never replaced; `cocoon escrow top-up` deposits into its escrow")
+    if delegated != bool(allow_max):
+        raise click.UsageError("--delegated and --allow-max go together")
     require_one(mnemonic_file, client, "--client")
     gateway = Gateway(base_url, api_key)
     terms = gateway.terms()
@@ -104,9 +107,9 @@ def open_command(
     escrow = new_escrow(
         terms, who.owner(client), challenge_s=challenge, delegated=delegated, allow_max=allow_max, allow_rate=allow_rate
     )
-    escrow.write(path)
     if gateway.register(escrow) != str(escrow.address):
         raise ContractError("the gateway watches another address than this escrow's: deposit nothing")
+    escrow.write(path)
     say_network(escrow.network)
     click.echo(f"Escrow {escrow.address}, registered. Its file is {path}: keep it, it holds the session key.")
     _deposit(escrow, amount, who, None if who.wallet is None else liteservers)
@@ -117,7 +120,7 @@ def open_command(
 @liteservers_option
 @mnemonic_option
 @no_qr_option
-@click.option("--amount", type=TON, required=True, help="How much more, in TON.")
+@click.option("--amount", type=SOME_TON, required=True, help="How much more, in TON.")
 def top_up(*, path: Path, liteservers: Path | None, mnemonic_file: Path | None, amount: int) -> None:
     """Deposit more: from your wallet, or by a link for any wallet."""
     escrow = read_escrow_file(path)
@@ -230,6 +233,6 @@ def _describe(escrow: EscrowFile, data: EscrowData) -> None:
             click.echo(f"{ton(rest)} TON come back when you close it.")
         case EscrowPhase.CLOSING:
             ends = data.close_requested_at + data.config.challenge_s
-            click.echo(f"Run `cocoon escrow close` again after {ends} (Unix seconds of the chain) for {ton(rest)} TON.")
+            click.echo(f"Run `cocoon escrow close` again after {moment(ends)} (the chain's time) for {ton(rest)} TON.")
         case EscrowPhase.CLOSED:
             click.echo(f"{ton(rest)} TON were paid back to {data.config.client}.")

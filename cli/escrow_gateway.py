@@ -48,9 +48,15 @@ class _Nothing(msgspec.Struct, frozen=True):
 
 
 class Gateway:
-    """The calls about an escrow; `base_url` ends in `/v1`."""
+    """The calls about an escrow; `base_url` ends in `/v1`.
+
+    Raises:
+        ContractError: there is no API key.
+    """
 
     def __init__(self, base_url: str, api_key: str) -> None:
+        if not api_key:
+            raise ContractError("set COCOON_API_KEY to a key that may manage its organisation")
         self._url = base_url.rstrip("/") + "/account/escrows"
         self._headers = {"authorization": f"Bearer {api_key}"}
 

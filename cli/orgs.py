@@ -12,7 +12,7 @@ from billing.postgres.ceilings import set_unsigned_max
 from billing.postgres.ledger import PostgresLedger
 from billing.postgres.pool import Pool
 from cli.actor import command_actor
-from cli.amounts import TON
+from cli.amounts import SOME_TON, TON
 from cli.database import run_on_pool
 from cli.tables import print_table
 from cocoon.clock import SystemClock, system_random
@@ -79,13 +79,11 @@ def balance(name: str) -> None:
 @command.command("move")
 @click.argument("kind", type=click.Choice([Code.DEPOSIT.value, Code.CREDIT.value, Code.REVERSAL.value]))
 @click.argument("name")
-@click.argument("amount", type=TON)
+@click.argument("amount", type=SOME_TON)
 @click.option("--reason", required=True, help="Why, for the audit log.")
 @click.option("--transfer-id", type=click.UUID, help="A UUIDv7 of your choice: the same command may run twice.")
 def move(kind: str, name: str, amount: int, reason: str, transfer_id: uuid.UUID | None) -> None:
     """Move AMOUNT TON: a deposit that arrived, a credit that the network gives, or the reversal of a deposit."""
-    if not amount:
-        raise click.BadParameter("must be above zero", param_hint="AMOUNT")
     chosen = transfer_id or new_job_id(SystemClock(), system_random())
     # Before it is tried: when the answer gets lost, this is the id to try again with.
     click.echo(f"transfer {chosen}", err=True)

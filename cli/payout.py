@@ -81,7 +81,7 @@ def status(*, payout: Address, global_id: int, liteservers: Path | None, wallets
         if due.owed_nano:
             click.echo(f"{ton(due.owed_nano)} TON came back from the wallet; the next claim sends them again.")
     last = found[-1]
-    click.echo(f"Epoch {last.active_epoch} pays.")
+    click.echo(f"Epoch {last.active_epoch} pays." if last.active_epoch else "No epoch pays yet.")
     roots = last.contract.roots
     if roots.pending_epoch and roots.pending_epoch != last.active_epoch:
         click.echo(f"Epoch {roots.pending_epoch} pays in {roots.pending_at - last.block.gen_utime} s.")
@@ -93,7 +93,7 @@ def status(*, payout: Address, global_id: int, liteservers: Path | None, wallets
 @_base_url
 @click.option(
     "--leaves", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The epoch's leaves as `watch` kept them, where no gateway answers.",
+    help="The epoch's leaves as `watch` kept them; no gateway is asked then.",
 )  # fmt: skip
 @click.option("--wallet", type=ADDRESS, help="Whom to have paid; the paying wallet itself if not said.")
 def claim(
@@ -101,13 +101,13 @@ def claim(
     leaves: Path | None, wallet: Address | None,
 ) -> None:  # fmt: skip
     """Have the wallet paid what the active epoch says. Needs nobody's help; any wallet can pay the gas for it."""
-    if (leaves is None) == (base_url is None):
+    if leaves is None and base_url is None:
         raise click.UsageError("give --leaves FILE, or --base-url to ask a gateway for them")
     if mnemonic_file is None:
         raise click.UsageError("a claim needs --mnemonic-file: the words of the wallet that pays its gas")
     say_network(global_id)
     payer = read_wallet(mnemonic_file, global_id)
-    known = fetch_leaves(base_url) if base_url is not None else read_leaves(leaves)
+    known = read_leaves(leaves) if leaves is not None else fetch_leaves(base_url)
 
     async def work(chain: Chain) -> tuple[Due, Due]:
         before = await read_due(chain, payout, wallet or payer.address)
@@ -141,8 +141,8 @@ def watch(
     paid_file: Path, leaves: Path | None, interval: float, once: bool,
 ) -> None:  # fmt: skip
     """Keep up what the wallet was paid, for its worker, and the proofs that it can claim with."""
-    if (leaves is None) != (base_url is None):
-        raise click.UsageError("--leaves and --base-url go together")
+    if leaves is not None and base_url is None:
+        raise click.UsageError("--leaves needs --base-url: the gateway that shows them")
     configure_logging("payout-watch")
     say_network(global_id)
 
@@ -178,13 +178,14 @@ def keep_leaves(due: Due, base_url: str, path: Path) -> None:
         log.info("epoch_leaves_kept", epoch=found.epoch, path=str(path))
 
 
-def fetch_leaves(base_url: str) -> EpochLeaves:
+def fetch_leaves(base_url: str | None) -> EpochLeaves:
     """What a gateway says of the last epoch.
 
     Raises:
         GatewayAnswerError: it does not answer, or has none.
         MalformedError: it answers with something else.
     """
+    assert base_url is not None, "the caller has checked it"
     url = base_url.rstrip("/").removesuffix("/v1") + EPOCHS_PATH + "/last"
     received = bytearray()
     try:
@@ -200,14 +201,13 @@ def fetch_leaves(base_url: str) -> EpochLeaves:
     return EpochLeaves.decode(bytes(received))
 
 
-def read_leaves(path: Path | None) -> EpochLeaves:
+def read_leaves(path: Path) -> EpochLeaves:
     """What `watch` kept.
 
     Raises:
         PayeeError: the file cannot be read.
         MalformedError: it is something else.
     """
-    assert path is not None, "the caller has checked it"
     try:
         return EpochLeaves.decode(path.read_bytes())
     except OSError as error:

@@ -17,15 +17,22 @@ class PrivateFileError(CocoonError):
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace a file atomically, mode 0600 from its first byte on."""
+    """Replace a file atomically, mode 0600 from its first byte on.
+
+    Raises:
+        PrivateFileError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)
+    try:
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(path)
+    except OSError as error:
+        raise PrivateFileError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def read_private(path: Path) -> str:

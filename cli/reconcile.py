@@ -1,7 +1,6 @@
 """`cocoon reconcile`: do usage, receipts, transfers and the contracts on the chain say the same?"""
 
 import asyncio
-import time
 
 import click
 import msgspec
@@ -13,7 +12,7 @@ from billing.settlement.settings import read_global_id, read_payout
 from billing.settlement.ties import Report, Tie
 from billing.ton.liteclient import LiteChain
 from billing.ton.settings import LITESERVERS_VARIABLE, liteservers_setting
-from cli.tables import print_table
+from cli.tables import moment, print_table
 from cocoon.clock import SystemClock
 
 AGAIN_S = 1.0
@@ -66,8 +65,7 @@ def _as_json(report: Report) -> str:
 
 
 def _show(report: Report) -> None:
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(report.utime))
-    click.echo(f"As of masterchain block {report.seqno} ({when} UTC of the chain); amounts in nano.")
+    click.echo(f"As of masterchain block {report.seqno} ({moment(report.utime)} of the chain); amounts in nano.")
     if report.epochs:
         print_table(
             ("epoch", "added", "in all", "state"),

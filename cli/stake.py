@@ -16,12 +16,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from billing.ton.chain import Chain
 from cli.addresses import ADDRESS
-from cli.amounts import TON
+from cli.amounts import SOME_TON
 from cli.contract import Step, new_query_id
 from cli.enrol import Gateway
-from cli.private_files import PrivateFileError, write_private
+from cli.private_files import write_private
 from cli.stake_owner import BOND_EXTRA_NANO, StakeOwner, require_live, withdrawable_at
 from cli.stake_terms import Meant, agreed_terms
+from cli.tables import moment
 from cli.wallet import (
     Payer,
     liteservers_option,
@@ -93,8 +94,8 @@ class Stake(msgspec.Struct, frozen=True):
         click.echo(f"Bonded {ton(data.bond_nano)} TON.")
         if data.unbonding_nano:
             click.echo(
-                f"{ton(data.unbonding_nano)} TON more wait since {_when(data.unbond_at)}, "
-                f"and can be withdrawn from {_when(withdrawable_at(data))} on."
+                f"{ton(data.unbonding_nano)} TON more wait since {moment(data.unbond_at)}, "
+                f"and can be withdrawn from {moment(withdrawable_at(data))} on."
             )
         click.echo(f"Slashing it now would pay {ton(data.bounty_nano)} TON to whoever does, and burn the rest.")
 
@@ -120,7 +121,7 @@ def command() -> None:
 @liteservers_option
 @mnemonic_option
 @no_qr_option
-@click.option("--amount", type=TON, required=True, help="The first bond, in TON.")
+@click.option("--amount", type=SOME_TON, required=True, help="The first bond, in TON.")
 @click.option("--gateway-url", envvar="COCOON_GATEWAY_URL", show_envvar=True, help="Whom to ask for the terms.")
 @click.option(
     "--gateway-ca", envvar="COCOON_GATEWAY_CA", show_envvar=True, type=_FILE,
@@ -159,8 +160,8 @@ def open_command(
         salt=secrets.token_bytes(32),
     )  # fmt: skip
     say_network(network.global_id)
-    _keep(key_file, seed.hex().encode() + b"\n")
-    _keep(config_file, stake_config_text(config))
+    write_private(key_file, seed.hex().encode() + b"\n")
+    write_private(config_file, stake_config_text(config))
     _say_opened(config, key_file, config_file, network.global_id)
     Stake(config, network.global_id, None if who.wallet is None else liteservers).bond(amount, who)
 
@@ -169,7 +170,7 @@ def open_command(
 @_stake_options
 @mnemonic_option
 @no_qr_option
-@click.option("--amount", type=TON, required=True, help="How much more, in TON.")
+@click.option("--amount", type=SOME_TON, required=True, help="How much more, in TON.")
 def top_up(
     *, config_file: Path, global_id: int, liteservers: Path | None, mnemonic_file: Path | None, amount: int
 ) -> None:
@@ -182,7 +183,7 @@ def top_up(
 @_stake_options
 @mnemonic_option
 @no_qr_option
-@click.option("--amount", type=TON, help="How much, in TON; default everything that is bonded.")
+@click.option("--amount", type=SOME_TON, help="How much, in TON; default everything that is bonded.")
 @click.option("--yes", is_flag=True, help="Do not ask where the wait begins again for what waits already.")
 def unbond(
     *, config_file: Path, global_id: int, liteservers: Path | None, mnemonic_file: Path | None, amount: int | None,
@@ -247,13 +248,6 @@ def _key(text: str | None) -> bytes | None:
         raise click.UsageError("--operator-key is 64 hexadecimal digits") from None
 
 
-def _keep(path: Path, content: bytes) -> None:
-    try:
-        write_private(path, content)
-    except OSError as error:
-        raise PrivateFileError(f"{path}: {error.strerror}") from error
-
-
 def _say_opened(config: StakeConfig, key_file: Path, config_file: Path, global_id: int) -> None:
     wait, bounty = dt.timedelta(seconds=config.unbond_s), config.bounty_bps / 100
     click.echo(f"Stake {stake_init(code_of(CODE), config).address}, owned by {config.owner}.")
@@ -263,7 +257,3 @@ def _say_opened(config: StakeConfig, key_file: Path, config_file: Path, global_i
     click.echo(f"COCOON_STAKED_KEY_FILE={key_file.absolute()}")
     click.echo(f"COCOON_STAKE_CONFIG_FILE={config_file.absolute()}")
     click.echo(f"COCOON_GLOBAL_ID={global_id}")
-
-
-def _when(unix_s: int) -> str:
-    return f"{dt.datetime.fromtimestamp(unix_s, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"

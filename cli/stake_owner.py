@@ -6,6 +6,7 @@ from billing.ton.chain import Chain
 from cli.contract import Contract, ContractError, Step, new_query_id
 from cocoon.contracts.codes import code_of
 from cocoon.contracts.stake import CODE, Bond, RequestUnbond, StakeConfig, StakeData, StakePhase, Withdraw, stake_init
+from cocoon.money import Amount
 
 BOND_EXTRA_NANO = 100_000_000
 """Attached on top of a bond: the rent reserve (0.05 TON, once) and more than any gas; the rest comes back."""
@@ -47,7 +48,7 @@ class StakeOwner(Contract[StakeData]):
         before = await self.bonded()
         amount = before.bond_nano if amount_nano is None else amount_nano
         if amount > before.bond_nano:
-            raise ContractError(f"only {before.bond_nano} nano are bonded")
+            raise ContractError(f"only {Amount(before.bond_nano)} are bonded")
         if not amount:
             return None
         wanted = before.unbonding_nano + amount

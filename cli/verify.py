@@ -7,11 +7,12 @@ from typing import Any
 import click
 import httpx
 
+from cli.private_files import write_private
 from cli.trusting import liteservers_option, state_folder, trust_of, trusting
 from cocoon.clock import SystemClock
 from cocoon_client.errors import BundleUnavailableError
 from cocoon_client.receipts import Receipts, complete, offline_growth, remember
-from cocoon_client.store import Store, is_receipt_id, read_proof, write_private
+from cocoon_client.store import Store, is_receipt_id, read_proof
 from cocoon_client.trust import Trust
 from cocoon_client.verification.chain import OwnChain
 from cocoon_client.verification.proof import Proof

@@ -133,7 +133,8 @@ class Receipts:
         try:
             async with self._client.stream("GET", self._base_url + target, headers=self._headers) as response:
                 if response.status_code in _REFUSED:
-                    raise ReceiptRefusedError(f"the gateway answers {target} with status {response.status_code}")
+                    hint = "" if self._headers else ": it wants an API key of who paid (COCOON_API_KEY)"
+                    raise ReceiptRefusedError(f"the gateway answers {target} with status {response.status_code}{hint}")
                 if response.status_code == _PENDING:
                     raise BundleUnavailableError("the worker has not delivered the receipt yet; ask again later")
                 if response.status_code != _OK:

@@ -49,13 +49,12 @@ def read_biller_settings(environment: Mapping[str, str] = os.environ) -> BillerS
     Raises:
         SettingsError: one is missing or malformed.
     """
-    voucher_file = environment.get(VOUCHER_KEY_VARIABLE, "")
     operator_key = environment.get("COCOON_OPERATOR_KEY", "")
     return BillerSettings(
         global_id=read_global_id(environment),
         payout=read_payout(environment),
-        wallet_key=_key(WALLET_KEY_VARIABLE, _required(environment, WALLET_KEY_VARIABLE)),
-        voucher_key=_key(VOUCHER_KEY_VARIABLE, voucher_file) if voucher_file else None,
+        wallet_key=read_wallet_key(environment),
+        voucher_key=read_voucher_key(environment),
         operator_key=_public_key("COCOON_OPERATOR_KEY", operator_key) if operator_key else None,
         epoch_s=_seconds(environment, "COCOON_EPOCH_S", 3600.0, _EPOCH_S_MIN, _EPOCH_S_MAX),
         interval_s=_seconds(environment, "COCOON_BILLER_INTERVAL_S", 2.0, _INTERVAL_S_MIN, _INTERVAL_S_MAX),
@@ -63,6 +62,25 @@ def read_biller_settings(environment: Mapping[str, str] = os.environ) -> BillerS
         claim_min_nano=_nano(environment, "COCOON_CLAIM_MIN", "0.1"),
         fee_min_nano=_nano(environment, "COCOON_FEE_MIN", "0"),
     )
+
+
+def read_wallet_key(environment: Mapping[str, str] = os.environ) -> Ed25519PrivateKey:
+    """The key of the operator's wallet.
+
+    Raises:
+        SettingsError: no file is named, or it is no key's.
+    """
+    return _key(WALLET_KEY_VARIABLE, _required(environment, WALLET_KEY_VARIABLE))
+
+
+def read_voucher_key(environment: Mapping[str, str] = os.environ) -> Ed25519PrivateKey | None:
+    """The escrows' operator key; None where no file is named.
+
+    Raises:
+        SettingsError: the file is no key's.
+    """
+    file = environment.get(VOUCHER_KEY_VARIABLE, "")
+    return _key(VOUCHER_KEY_VARIABLE, file) if file else None
 
 
 def read_payout(environment: Mapping[str, str] = os.environ) -> Address:
@@ -83,7 +101,7 @@ def read_global_id(environment: Mapping[str, str] = os.environ) -> int:
     Raises:
         SettingsError: not an integer of 32 bits.
     """
-    text = environment.get("COCOON_GLOBAL_ID", "-3")
+    text = environment.get("COCOON_GLOBAL_ID") or "-3"
     try:
         number = int(text)
     except ValueError as error:

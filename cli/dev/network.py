@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -193,15 +194,17 @@ class Network:
             f"curl -N {self._settings.base_url}/chat/completions -H 'Authorization: Bearer {self._secrets.api_key}'"
             f" -H 'Content-Type: application/json' -d {shlex.quote(msgspec.json.encode(request).decode())}"
         )
-        told = f". {shlex.quote(str(self._state.root / 'env'))} &&"
+        # A shell knows `cocoon` by name only where the environment is active.
+        cocoon = shlex.quote(str(Path(sys.executable).with_name("cocoon")))
+        told = f". {shlex.quote(str(self._state.root / 'env'))} && {cocoon}"
         return [
             f"Cocoon is ready. Logs are in {self._state.logs}; Ctrl-C stops everything.",
             f"  base URL  {self._settings.base_url}",
             f"  API key   {self._secrets.api_key}",
             f"  model     {MODEL}",
             f"  chain     a SIMULATED TON: its coins are worth nothing; {self._chain.config}",
-            f"  payouts   every {self._settings.epoch_s:g} s, as the chain shows: {told} cocoon worker payout status",
-            f"  money     usage, books and contracts, to the nano: {told} cocoon reconcile --wait 60",
+            f"  payouts   every {self._settings.epoch_s:g} s, as the chain shows: {told} worker payout status",
+            f"  money     usage, books and contracts, to the nano: {told} reconcile --wait 60",
             "  workers   attested by a SIMULATED TEE: no hardware protects anything here",
             f"  try       {curl}",
         ]

@@ -40,7 +40,7 @@ TIMEOUT: Final = httpx.Timeout(600.0, connect=10.0)
 
 
 class ListenError(ClientError):
-    """The address is not one of this machine alone."""
+    """The address is not one of this machine alone, or cannot be listened on."""
 
     code: ClassVar[str] = "listen_refused"
 
@@ -91,14 +91,18 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator["Proxy"]:
-        """Serve until left. Requests in flight are then cut off: their programs see broken answers."""
+        """Serve until left. Requests in flight are then cut off: their programs see broken answers.
+
+        Raises:
+            ListenError: somebody else listens there, or it is no address of this machine.
+        """
         sealer = Sealer(self._trust, self._store, clock=self._clock, vouchers=self._settings.vouchers)
         transport = AsyncSealingTransport(sealer, self._gateway(), self._chain)
         connections: set[Connection] = set()
+        tasks = asyncio.TaskGroup()
         async with (
             httpx.AsyncClient(transport=transport, timeout=TIMEOUT, trust_env=False) as client,
             httpx.AsyncClient(transport=self._gateway(), timeout=TIMEOUT, trust_env=False) as plain,
-            asyncio.TaskGroup() as tasks,
         ):
             app = ProxyApp(
                 client, base_url=self._settings.base_url, api_key=self._settings.api_key,
@@ -109,20 +113,31 @@ class Proxy:
                 full = len(connections) >= CONNECTIONS_MAX
                 return Closed() if full else Connection(app, tasks, connections)
 
-            loop = asyncio.get_running_loop()
-            server = await loop.create_server(accept, self._settings.host, self._settings.port)
-            self.port = server.sockets[0].getsockname()[1]
-            fetchers = [tasks.create_task(self._fetch(plain)) for _ in range(FETCHES_MAX)]
-            if self._settings.vouchers is not None:
-                fetchers.append(tasks.create_task(self._vouch(plain, self._settings.vouchers)))
-            try:
-                yield self
-            finally:
-                server.close()
-                for connection in list(connections):
-                    connection.abort()
-                for fetcher in fetchers:
-                    fetcher.cancel()
+            # Before the group is entered: it would make a group of the error too.
+            server = await self._listen(accept)
+            async with tasks:
+                await server.start_serving()
+                fetchers = [tasks.create_task(self._fetch(plain)) for _ in range(FETCHES_MAX)]
+                if self._settings.vouchers is not None:
+                    fetchers.append(tasks.create_task(self._vouch(plain, self._settings.vouchers)))
+                try:
+                    yield self
+                finally:
+                    server.close()
+                    for connection in list(connections):
+                        connection.abort()
+                    for fetcher in fetchers:
+                        fetcher.cancel()
+
+    async def _listen(self, accept: Callable[[], asyncio.Protocol]) -> asyncio.Server:
+        """Take the address; nobody is served yet."""
+        host, port = self._settings.host, self._settings.port
+        try:
+            server = await asyncio.get_running_loop().create_server(accept, host, port, start_serving=False)
+        except OSError as error:
+            raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        self.port = server.sockets[0].getsockname()[1]
+        return server
 
     async def _vouch(self, client: httpx.AsyncClient, signer: VoucherSigner) -> None:
         """Sign for what was used as it accrues, so that nobody has to be refused first."""

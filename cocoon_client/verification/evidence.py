@@ -69,7 +69,8 @@ def hardware(shown: Shown | None, facts: Facts, trust: Trust) -> tuple[Step, Ver
     lenient = msgspec.structs.replace(trust.policy, freshness=("nonce", "own-liteserver", "unproven"))
     verdict = judge(shown.evidence, shown.endorsements, lenient, Question(at=shown.at, deployment=trust.deployment))
     if not verdict.accepted:
-        return failed(name, f"the evidence is refused: {_said(verdict.reasons)}"), verdict
+        hint = "; this client allows no simulated evidence" if verdict.simulated and not trust.allow_simulated else ""
+        return failed(name, f"the evidence is refused: {_said(verdict.reasons)}{hint}"), verdict
     if verdict.simulated:
         return held(name, "SIMULATED: the evidence holds, no hardware stands behind it, and you allowed that"), verdict
     what = verdict.tee_type + (f" with {verdict.gpus} GPUs ({verdict.gpu_binding})" if verdict.gpus else "")

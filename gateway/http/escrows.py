@@ -61,7 +61,8 @@ class TermsView(msgspec.Struct, frozen=True, kw_only=True):
 class EscrowView(msgspec.Struct, frozen=True, kw_only=True):
     """One escrow; amounts in nano. `state` is `registered` until a deposit was seen on the chain.
 
-    `demand` is what a voucher should say now: what was charged, or what is signed where that is more.
+    `delegated` ones have an allowance, within which the operator settles by itself. `demand` is what a voucher should
+    say now: what was charged, or what is signed where that is more.
     """
 
     object: Literal["escrow"] = "escrow"
@@ -199,7 +200,7 @@ def _view(shown: Shown) -> EscrowView:
     return EscrowView(
         escrow=escrow.terms.address, client=escrow.terms.client, state=escrow.state.value, epoch=escrow.terms.epoch,
         challenge_s=escrow.terms.challenge_s, voucher_key=None if key is None else key.hex(),
-        delegated=escrow.terms.operator_key is not None, deposited_nano=escrow.deposited_nano,
+        delegated=escrow.terms.allow_max_nano > 0, deposited_nano=escrow.deposited_nano,
         settled_nano=escrow.settled_nano, signed_nano=0 if shown.signed is None else shown.signed.cumulative_nano,
         charged_nano=shown.charged_nano, demand_nano=shown.demand_nano, usage_root=shown.usage_root.hex(),
         close_requested_at=escrow.close_requested_at, close_asked=escrow.close_asked_at is not None,

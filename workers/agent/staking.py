@@ -83,5 +83,7 @@ def read_stake_config(path: Path) -> StakeConfig:
         with path.open("rb") as file:
             raw = binascii.a2b_base64(file.read(CONFIG_BYTES_MAX).strip(), strict_mode=True)
         return StakeConfig.decode(read_boc(raw))
-    except (OSError, ValueError, MalformedError) as error:
+    except OSError as error:
+        raise StakeUnusableError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, MalformedError) as error:
         raise StakeUnusableError(f"{path} is not a stake's configuration in base64") from error

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.wallet import read_wallet
+
 pytestmark = pytest.mark.timeout(300)
 
 SECONDS_MAX = 60.0
@@ -69,6 +71,21 @@ def test_faults_are_set_and_shown(state: Path) -> None:
     refused = cocoon(state, "faults", "drop=many")
     assert (refused.returncode, "drop is a number" in refused.stderr) == (1, True)
     assert "drop            0" in cocoon(state, "faults", "clear=true").stdout
+
+
+def test_a_wallet_is_made_with_coins_and_its_words_are_never_replaced(state: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    made = cocoon(state, "wallet", str(words), "30")
+    wallet = read_wallet(words, -3)
+    again = cocoon(state, "wallet", str(words), "30")
+    nowhere = cocoon(state, "wallet", str(tmp_path / "missing" / "words"), "30")
+
+    assert made.returncode == 0, made.stderr
+    assert f"30 TON (simulated) to {wallet.address}" in made.stdout
+    assert (again.returncode, "never replaced" in again.stderr) == (2, True)
+    assert (nowhere.returncode, "cannot be written" in nowhere.stderr) == (1, True)
+    assert read_wallet(words, -3).address == wallet.address
+    assert "1 with 30 TON" in cocoon(state, "info").stdout
 
 
 def test_without_a_chain_the_commands_say_how_to_get_one(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_only_the_owner_unbonds_and_nothing_happens_with_too_little(local_chain:
     assert staker.key_file.read_bytes() == key_before
     assert staker.key_file.stat().st_mode & 0o077 == 0
     much = staker.run("unbond", "--amount", "0.6")
-    assert (much.returncode, "only 500000000 nano are bonded" in much.stderr) == (1, True)
+    assert (much.returncode, "only 0.5 TON are bonded" in much.stderr) == (1, True)
 
     foreign = tmp_path / "foreign"
     foreign.mkdir()

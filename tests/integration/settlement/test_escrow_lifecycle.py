@@ -51,7 +51,7 @@ class Life:
         self.chain.faucet(WALLET.address, 20 * TON)
         said = await self.command("open", "--operator", str(network.operator.address), "--amount", "5")
         assert "Deposited 5 TON" in said
-        await self.until_escrow(state="open", deposited_nano=DEPOSIT)
+        await self.until_escrow(state="open", deposited_nano=DEPOSIT, delegated=False)
 
     async def escrow(self) -> dict[str, Any]:
         """As the gateway shows it."""

@@ -35,7 +35,7 @@ class PlayedGateway(Gateway):
     """Gives these answers, and then the last one again and again."""
 
     def __init__(self, *answers: CloseAnswer) -> None:
-        super().__init__("http://nowhere", "")
+        super().__init__("http://nowhere", "sk-unused")
         self.answers: Sequence[CloseAnswer] = answers
         self.asked = 0
         self.withdrawn = 0

@@ -66,6 +66,7 @@ def test_simulated_evidence_needs_to_be_allowed(scene: Scene) -> None:
     result = scene.verify(scene.file)
     assert result.exit_code == 1
     assert "failed     evidence" in result.output
+    assert "this client allows no simulated evidence" in result.output
     assert "NOT VERIFIED" in result.output
 
 
@@ -91,6 +92,8 @@ def test_a_receipt_of_the_proxy_is_verified_by_its_id_and_saved(scene: Scene, tm
     assert result.exit_code == 0, result.output
     assert Proof.decode(saved.read_bytes()) == scene.proof
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+    nowhere = scene.verify(scene.proof.receipt_id, "--allow-simulated", "--save", tmp_path / "missing" / "saved.json")
+    assert (nowhere.exit_code, "cannot be written: No such file" in nowhere.output) == (1, True)
 
 
 def test_an_unknown_receipt_says_what_to_do(scene: Scene) -> None:

@@ -163,6 +163,15 @@ async def test_a_page_in_a_browser_cannot_spend_the_key(headers: dict[str, str],
     assert gateway.requests == []
 
 
+async def test_an_address_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    async with proxied(gateway, tmp_path) as url:
+        port = httpx.URL(url).port
+        with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{port}: "):
+            async with proxied(gateway, tmp_path, port=port):
+                pass
+
+
 def test_an_address_of_other_machines_is_refused(tmp_path: Path) -> None:
     settings = ProxySettings(base_url=BASE_URL, host="0.0.0.0", state=tmp_path)
     with pytest.raises(ListenError, match="other machines"):
