@@ -1,7 +1,7 @@
 """Being told to stop, kept through libraries that forget it.
 
 Below Python 3.12 `asyncio.wait_for` forgets a cancellation that comes in the moment in which what it waits for is done
-(CPython's issue 86296). pytoniq waits for answers that way and redis-py for its writes: a task that is told to stop once
+(bpo-42130). pytoniq waits for answers that way and redis-py for its writes: a task that is told to stop once
 would go on for ever, and its process with it.
 """
 

@@ -19,8 +19,8 @@ from gateway.services import Services
 EXCHANGES_S_MAX = 1.0
 """How long exchanges whose bodies are sent may take to end, and how long again once they are cancelled."""
 ABANDONED_S = 30.0
-"""Beyond the drain, when the kernel ends a process that hangs. granian's main process would have done it before, but may
-be dead itself, and what it leaves would keep the port."""
+"""Beyond the drain, when the kernel ends a process that hangs. granian's main process would have done it before, but
+may be dead itself, and what it leaves would keep the port."""
 SETTLE_S_MAX = 4.0
 """How long settlements may take at the very end; what is left then expires as a hold."""
 log = structlog.get_logger()
