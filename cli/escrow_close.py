@@ -74,6 +74,7 @@ def accept(agreed: Agreed, data: EscrowData, at_most: int | None, *, ask: bool) 
     click.echo(f"Owed: {ton(nano)} TON in all, of which {ton(data.settled_nano)} TON are settled.")
     click.echo(f"{ton(data.deposited_nano - nano)} TON come back at once.")
     if ask:
+        click.echo("The terms stay good, and nothing is served on the escrow any more, whatever you answer.", err=True)
         click.confirm("Close the escrow on these terms?", abort=True, err=True)
 
 

@@ -32,7 +32,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "slash": Subcommand("cli.slash", "Evidence that costs a worker's stake: list, hand out, submit.", "gateway"),
     "verify": Subcommand("cli.verify", "Verify a receipt, step by step, in words.", "client"),
     "workers": Subcommand(
-        "cli.workers", "Show workers, their evidence and standing; reinstate suspended ones.", "gateway"
+        "cli.workers", "Show workers, their evidence and standing; remove and reinstate them.", "gateway"
     ),
     "worker": Subcommand("cli.worker", "Serve a model beside its engine.", "worker"),
 }

@@ -1,4 +1,7 @@
-"""A verifier's own chain: what liteservers that it named itself have of what a proof names."""
+"""A verifier's own chain: what liteservers that it named itself have of what a proof names.
+
+`Liteservers` is for programs too: `cocoon_client.OpenAI(..., chain=Liteservers(Path("global.config.json"), network))`.
+"""
 
 import asyncio
 import contextlib
@@ -14,7 +17,7 @@ from billing.ton.liteclient import LiteChain
 from billing.ton.settings import read_liteservers
 from cli.anchors import anchor_of
 from cocoon.addresses import Address
-from cocoon.clock import SystemClock
+from cocoon.clock import SystemClock, system_random
 from cocoon.contracts.codes import code_of
 from cocoon.contracts.stake import CODE, StakeData, StakePhase
 from cocoon.errors import MalformedError
@@ -71,22 +74,59 @@ class LookedUp:
         return StakeOnChain(phase, state.block.seqno, data.bond_nano, data.unbonding_nano)
 
 
+class Liteservers:
+    """The chain of a network through the liteservers that a file names; an `OwnChain` from any event loop.
+
+    It connects for every question, and keeps nothing open; `opened` is for those who ask often. `payout` is as for
+    `LookedUp`.
+
+    Raises:
+        SettingsError: the file names no liteservers.
+        MalformedError: `payout` is not an address.
+    """
+
+    def __init__(self, liteservers: Path, network: int, payout: str | None = None) -> None:
+        self._servers = read_liteservers(liteservers)
+        self._network = network
+        self._payout = None if payout is None else Address.parse_any(payout)
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncGenerator[LookedUp]:
+        """One that keeps its connections until left, on this event loop."""
+        # In any order: one that never answers must not be the first every time.
+        servers = tuple(system_random().sample(self._servers, len(self._servers)))
+        async with LiteChain(servers, SystemClock(), global_id=self._network) as chain:
+            yield LookedUp(chain, self._payout)
+
+    async def look(self, proof: Proof) -> OnChain:
+        """As `LookedUp.look`.
+
+        Raises:
+            ChainError, NoPayoutContractError: likewise.
+        """
+        async with self.opened() as chain:
+            return await chain.look(proof)
+
+    async def beacon(self, named: Beacon) -> Beacon | None:
+        """As `LookedUp.beacon`."""
+        async with self.opened() as chain:
+            return await chain.beacon(named)
+
+
 @contextlib.asynccontextmanager
 async def own_chain(
     liteservers: Path | None, network: int, payout: str | None = None
 ) -> AsyncGenerator[LookedUp | None]:
-    """The chain of a network through the liteservers in a file; None where no file is named.
+    """As `Liteservers.opened`; None where no file is named.
 
     Raises:
         UsageError: a payout contract is named, and nobody to ask.
-        SettingsError: the file names no liteservers.
-        MalformedError: `payout` is not an address.
+        SettingsError, MalformedError: as `Liteservers`.
     """
     if liteservers is None:
         if payout is not None:
             raise click.UsageError("--payout needs --liteservers")
         yield None
         return
-    contract = None if payout is None else Address.parse_any(payout)
-    async with LiteChain(read_liteservers(liteservers), SystemClock(), global_id=network) as chain:
-        yield LookedUp(chain, contract)
+    async with Liteservers(liteservers, network, payout).opened() as chain:
+        yield chain

@@ -7,7 +7,7 @@ import msgspec
 
 from billing.postgres.pool import open_pool
 from billing.settings import SettingsError, read_database_settings
-from billing.settlement.reconcile import reconcile
+from billing.settlement.reconcile import LiteserverBehindError, reconcile
 from billing.settlement.settings import read_global_id, read_payout
 from billing.settlement.ties import Report, Tie
 from billing.ton.liteclient import LiteChain
@@ -16,21 +16,28 @@ from cli.tables import moment, print_table
 from cocoon.clock import SystemClock
 
 AGAIN_S = 1.0
+CANNOT_TELL = 3
+"""Exit status where the liteservers are behind the books: nothing was compared, and nothing is known to be wrong."""
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON object.")
 @click.option(
     "--wait", "wait_s", type=click.FloatRange(0, 600), default=0, show_default=True,
-    help="Seconds to ask again for while something differs: money may be under way.",
+    help="Seconds to ask again for: money may be under way, or the liteservers behind.",
 )  # fmt: skip
 @click.pass_context
 def command(context: click.Context, *, as_json: bool, wait_s: float) -> None:
     """Compare usage, receipts, transfers and contracts to the nano; exit 1 unless everything ties.
 
-    Told by COCOON_DATABASE_URL, COCOON_LITESERVERS, COCOON_PAYOUT_CONTRACT and COCOON_GLOBAL_ID.
+    Exit 3 where the liteservers are behind what the books have seen: that says nothing about the money. Told by
+    COCOON_DATABASE_URL, COCOON_LITESERVERS, COCOON_PAYOUT_CONTRACT and COCOON_GLOBAL_ID.
     """
-    report = asyncio.run(_ask(wait_s))
+    try:
+        report = asyncio.run(_ask(wait_s))
+    except LiteserverBehindError as error:
+        click.echo(_behind_as_json(error) if as_json else f"Cannot tell: {error}.")
+        context.exit(CANNOT_TELL)
     if as_json:
         click.echo(_as_json(report))
     else:
@@ -50,9 +57,14 @@ async def _ask(wait_s: float) -> Report:
         LiteChain(servers, clock, global_id=read_global_id()) as chain,
     ):
         while True:
-            report = await reconcile(pool, chain, payout)
-            if not report.differences or clock.monotonic() >= deadline:
-                return report
+            late = clock.monotonic() >= deadline
+            try:
+                report = await reconcile(pool, chain, payout)
+                if late or not report.differences:
+                    return report
+            except LiteserverBehindError:
+                if late:
+                    raise
             await asyncio.sleep(AGAIN_S)
 
 
@@ -62,6 +74,11 @@ def _as_json(report: Report) -> str:
         {**msgspec.to_builtins(tie), "difference_nano": tie.difference_nano, "holds": tie.holds} for tie in report.ties
     ]
     return msgspec.json.encode({**said, "holds": not report.differences}).decode()
+
+
+def _behind_as_json(error: LiteserverBehindError) -> str:
+    behind = {"contract": error.contract, "seen_seqno": error.seen_seqno}
+    return msgspec.json.encode({"seqno": error.seqno, "behind": behind, "holds": None}).decode()
 
 
 def _show(report: Report) -> None:

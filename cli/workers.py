@@ -1,4 +1,4 @@
-"""`cocoon workers`: what workers showed, what is held against them, and the way back for one that is suspended."""
+"""`cocoon workers`: what workers showed, what is held against them; the way out, and back for one that is suspended."""
 
 import uuid
 
@@ -9,16 +9,17 @@ from billing.postgres.pool import Pool
 from billing.stakes import Exposure
 from cli.database import run_on_pool
 from cli.tables import print_table, shown
-from cocoon.clock import system_random
+from cocoon.clock import SystemClock, system_random
 from cocoon.money import Amount
 from gateway.postgres.standing import Held, Listed, StandingStore
 from gateway.settings import AUDIT_WINDOW_S, read_stakes
 from workers.postgres.attestations import Attestation, AttestationStore
+from workers.postgres.enrolments import EnrolmentStore
 
 
 @click.group()
 def command() -> None:
-    """Look at workers, their evidence and standing, and let suspended ones back."""
+    """Look at workers, their evidence and standing; take them out, and let suspended ones back."""
 
 
 @command.command("evidence")
@@ -107,3 +108,21 @@ def reinstate_command(worker: uuid.UUID, reason: str) -> None:
 
     run_on_pool(work)
     click.echo(f"{worker} is back in rotation.")
+
+
+@command.command("remove")
+@click.argument("worker", type=click.UUID)
+def remove_command(worker: uuid.UUID) -> None:
+    """Take WORKER (its id) out: it gets no more requests, and the log says that its keyset is over.
+
+    For a worker that is gone for good, so that another may enrol with its stake and hardware now. What it answers just
+    then is finished; receipts are taken, and what it has earned is paid. One that still runs enrols again: to keep it
+    out, revoke its key.
+    """
+
+    async def work(pool: Pool) -> bool:
+        return await EnrolmentStore(pool, SystemClock(), allow_private=True).remove(worker)
+
+    if not run_on_pool(work):
+        raise click.ClickException(f"no worker {worker} is enrolled")
+    click.echo(f"{worker} gets no more requests; what it has earned is paid. To keep it out, revoke its key.")

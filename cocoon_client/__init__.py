@@ -9,11 +9,12 @@ hold, answers and receipts are checked against what was sent. The package must n
 from typing import TYPE_CHECKING, Any
 
 from cocoon_client.trust import Trust, read_policy, read_trust
+from cocoon_client.verification.chain import OwnChain
 
 if TYPE_CHECKING:
     from cocoon_client.openai import AsyncOpenAI, OpenAI
 
-__all__ = ["AsyncOpenAI", "OpenAI", "Trust", "read_policy", "read_trust"]
+__all__ = ["AsyncOpenAI", "OpenAI", "OwnChain", "Trust", "read_policy", "read_trust"]
 
 
 def __getattr__(name: str) -> Any:

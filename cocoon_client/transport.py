@@ -5,13 +5,12 @@ or refused: there is no plain way out of here, whatever the gateway answers.
 """
 
 import asyncio
-import contextlib
 import datetime as dt
 import random
 import threading
 import urllib.parse
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from typing import Annotated, Final, Protocol
+from typing import Final, Protocol
 
 import httpx
 import msgspec
@@ -19,6 +18,7 @@ import msgspec
 from cocoon.clock import Clock, SystemClock, system_random
 from cocoon.ids import new_job_id
 from cocoon.sealed import CONTENT_TYPE
+from cocoon_client.apart import run_apart
 from cocoon_client.directory import ATTESTATION_BYTES_MAX, Directory, OwnBlocks, VerifiedWorker, named_blocks
 from cocoon_client.errors import (
     AnswerRefusedError,
@@ -27,7 +27,8 @@ from cocoon_client.errors import (
     NotSealableError,
 )
 from cocoon_client.exchange import SealedExchange
-from cocoon_client.opening import Opening, ShownPrice
+from cocoon_client.model_facts import DEFAULT_CONTEXT, ModelFacts
+from cocoon_client.opening import Opening
 from cocoon_client.plan import Plan, plan_request
 from cocoon_client.trust import Trust
 from cocoon_client.verification.chain import OwnChain, own_blocks
@@ -39,7 +40,6 @@ TEE_HEADER: Final = "x-cocoon-tee"
 ERROR_BYTES_MAX: Final = 64 * 1024
 WORKERS_GONE: Final = frozenset({"sealed_recipients_gone"})
 """Codes of a gateway for whose workers a request was sealed in vain: newer ones are then asked for, once."""
-DEFAULT_CONTEXT: Final = 1 << 20
 _OK: Final = 200
 _BAD_REQUEST: Final = 400
 _PAYMENT_REQUIRED: Final = 402
@@ -64,26 +64,6 @@ class Keeper(Protocol):
         ...
 
 
-class _Pricing(msgspec.Struct, frozen=True):
-    prompt_nano_per_mtok: int
-    cached_prompt_nano_per_mtok: int
-    completion_nano_per_mtok: int
-
-
-class _ModelFacts(msgspec.Struct, frozen=True):
-    """What is read of `GET /v1/models/{id}`. A wrong context only makes the gateway hold too little or too much."""
-
-    context_length: Annotated[int, msgspec.Meta(ge=1)] = DEFAULT_CONTEXT
-    pricing: _Pricing | None = None
-
-    @property
-    def price(self) -> ShownPrice | None:
-        shown = self.pricing
-        if shown is None:
-            return None
-        return ShownPrice(shown.prompt_nano_per_mtok, shown.cached_prompt_nano_per_mtok, shown.completion_nano_per_mtok)
-
-
 class Sealer:
     """What both transports share: one client's trust, the workers it knows, and what it keeps. No I/O."""
 
@@ -97,7 +77,7 @@ class Sealer:
         self.trust = trust
         self.keeper = keeper
         self.directory = Directory(trust, self._rng)
-        self._facts: dict[str, _ModelFacts] = {}
+        self._facts: dict[str, ModelFacts] = {}
 
     def now(self) -> dt.datetime:
         """Wall time."""
@@ -119,11 +99,7 @@ class Sealer:
             NotTrustedError: nothing of it holds.
         """
         self.directory.judge(plan.model, answer, nonce=nonce, manifest=plan.manifest, at=self.now(), own=own)
-        facts = _ModelFacts()
-        if model is not None:
-            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-                facts = msgspec.json.decode(model, type=_ModelFacts)
-        self._facts[plan.model] = facts
+        self._facts[plan.model] = ModelFacts.read(model)
         return self.known(plan)
 
     def seal(self, plan: Plan, api_key: str, workers: Sequence[VerifiedWorker]) -> SealedExchange:
@@ -167,9 +143,10 @@ class Sealer:
 
 
 class SealingTransport(httpx.BaseTransport):
-    """For `httpx.Client`. Threads may share it."""
+    """For `httpx.Client`. Threads may share it. Workers that name blocks which `chain` does not have are not used."""
 
-    def __init__(self, sealer: Sealer, inner: httpx.BaseTransport) -> None:
+    def __init__(self, sealer: Sealer, inner: httpx.BaseTransport, chain: OwnChain | None = None) -> None:
+        self._chain = chain
         self._sealer = sealer
         self._inner = inner
         self._lock = threading.Lock()
@@ -229,7 +206,9 @@ class SealingTransport(httpx.BaseTransport):
                 answer = _attestation(shown.status_code, _read(shown, ATTESTATION_BYTES_MAX))
                 described = self._inner.handle_request(model_request(request, plan))
                 facts = _read(described, ERROR_BYTES_MAX)
-                workers = self._sealer.learn(plan, nonce, answer, facts if described.status_code == _OK else None, {})
+                known = facts if described.status_code == _OK else None
+                own: OwnBlocks = {} if self._chain is None else run_apart(own_blocks(self._chain, named_blocks(answer)))
+                workers = self._sealer.learn(plan, nonce, answer, known, own)
             _require(workers, plan)
             exchange = self._sealer.seal(plan, _api_key(request), workers)
         return self._inner.handle_request(sealed_request(request, exchange)), exchange

@@ -98,10 +98,11 @@ class FakeWorker:
         self.ticket_changes: dict[str, Any] = {}
         self.body_changes: dict[str, Any] = {}
         self.refusal: bytes | None = None
+        self.named: Beacon | None = None
 
     def evidence(self, nonce: bytes | None) -> Evidence:
         beacon = Beacon(seqno=7, root_hash=b"r" * 32, file_hash=b"f" * 32, gen_utime=int(time.time()) - 5)
-        return self.tee.evidence(self.raw, beacon, nonce)
+        return self.tee.evidence(self.raw, self.named or beacon, nonce)
 
     def shown(self, nonce: bytes) -> dict[str, Any]:
         """Its entry in the answer of `/v1/attestation`."""

@@ -60,7 +60,7 @@ class Payouts:
             row = await self._locked(connection)
             if row["seen_seqno"] is not None and seen.seqno < row["seen_seqno"]:
                 return None
-            if (seen.received_nano, seen.fee_withdrawn_nano) < (row["received_nano"], row["fee_withdrawn_nano"]):
+            if seen.received_nano < row["received_nano"] or seen.fee_withdrawn_nano < row["fee_withdrawn_nano"]:
                 raise ChainContradictionError(f"{self._address} has received or withdrawn less than before")
             await _require_our_roots(connection, seen)
             moved: list[Movement] = []

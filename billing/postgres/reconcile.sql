@@ -1,5 +1,30 @@
 -- What `cocoon reconcile` compares with the chain and with receipts, read in one snapshot.
 
+-- name: seen_last
+-- The contract that the books have seen as of the latest block, of those that are compared; no row before the first.
+SELECT
+    seen.contract,
+    seen.seqno
+FROM (
+    SELECT
+        address AS contract,
+        seen_seqno AS seqno
+    FROM escrows
+    UNION ALL
+    SELECT
+        account AS contract,
+        seen_seqno AS seqno
+    FROM payees
+    UNION ALL
+    SELECT
+        address AS contract,
+        seen_seqno AS seqno
+    FROM payout_contract
+) AS seen
+WHERE seen.seqno IS NOT NULL
+ORDER BY seen.seqno DESC, seen.contract ASC
+LIMIT 1;
+
 -- name: receipts_that_differ
 -- Charged usage rows whose receipt says other counts, with the reason where one is recorded. The counts are the last
 -- twelve bytes of a head (PROTOCOL §4).

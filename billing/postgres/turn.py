@@ -101,9 +101,11 @@ async def turn(database_url: str, *, application: str) -> AsyncGenerator[Turn]:
         with translated():
             for name in ("idle_session_timeout", "idle_in_transaction_session_timeout"):
                 await connection.execute(_SQL["bound_silence"], name, f"{int(SILENCE_S_MAX * 1000)}ms")
-            while True:
-                if await connection.fetchval(_SQL["take_turn"], TURN_LOCK):
-                    break
+            stands_by = False
+            while not await connection.fetchval(_SQL["take_turn"], TURN_LOCK):
+                if not stands_by:
+                    stands_by = True
+                    log.info("biller_stands_by")
                 await asyncio.sleep(ASK_S)
         log.info("biller_turn_taken")
         yield Turn(connection)

@@ -1,11 +1,13 @@
 """Reconciliation: usage, receipts, transfers, and the contracts on the chain, to the nano.
 
 The chain is read at one block, the books after it. What the chain has moved and the biller has not booked yet is a
-difference, as is the other way round: whoever asks while money moves asks again. What can be explained is named with
-its amount; nothing is corrected.
+difference, as is the other way round: whoever asks while money moves asks again. A liteserver that is behind what the
+books have seen cannot tell, which is no difference. What can be explained is named with its amount; nothing is
+corrected.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from billing.escrows import Escrow, EscrowState
 from billing.payouts import Payee
@@ -16,7 +18,7 @@ from billing.postgres.pool import Connection, Pool, Record, acquired
 from billing.postgres.statements import load_statements
 from billing.settlement.contracts import ForeignContractError, escrow_seen, payee_seen
 from billing.settlement.ties import EpochLine, Report, Ties
-from billing.ton.chain import TRANSACTIONS_MAX, AccountState, BlockRef, Chain
+from billing.ton.chain import TRANSACTIONS_MAX, AccountState, BlockRef, Chain, ChainUnavailableError
 from cocoon.addresses import Address
 from cocoon.cells import Cell
 from cocoon.contracts.codes import code_of
@@ -29,14 +31,27 @@ BOOKS, CHAIN, RECEIPTS, LEAVES = "books", "chain", "receipts", "leaves"
 _SQL = load_statements("reconcile.sql")
 
 
+class LiteserverBehindError(ChainUnavailableError):
+    """The books have seen `contract` as of block `seen_seqno`; the liteservers have no block after `seqno` yet."""
+
+    code: ClassVar[str] = "liteserver_behind"
+
+    def __init__(self, contract: str, seen_seqno: int, seqno: int) -> None:
+        super().__init__(f"the books have seen {contract} as of block {seen_seqno}; the liteservers are at {seqno}")
+        self.contract = contract
+        self.seen_seqno = seen_seqno
+        self.seqno = seqno
+
+
 async def reconcile(pool: Pool, chain: Chain, payout: Address) -> Report:
     """Compare everything once.
 
     Raises:
         LedgerUnavailableError, ChainUnavailableError, ChainProofError: not everything could be read.
+        LiteserverBehindError: the chain is older here than what is in the books, so that nothing was compared.
     """
     ties = Ties()
-    head = await chain.head()
+    head = await _head(pool, chain)
     async with acquired(pool) as connection:
         for row in await broken_invariants(connection):
             ties.broken("books", row.subject, row.invariant, row.expected, row.actual)
@@ -68,6 +83,16 @@ async def reconcile(pool: Pool, chain: Chain, payout: Address) -> Report:
         for row in epochs
     )  # fmt: skip
     return Report(seqno=head.seqno, utime=head.gen_utime, ties=tuple(ties.found), epochs=lines)
+
+
+async def _head(pool: Pool, chain: Chain) -> BlockRef:
+    """The last block, which is none before what the books had seen when it was asked for."""
+    async with acquired(pool) as connection:
+        seen = await connection.fetchrow(_SQL["seen_last"])
+    head = await chain.head()
+    if seen is not None and head.seqno < seen["seqno"]:
+        raise LiteserverBehindError(seen["contract"], seen["seqno"], head.seqno)
+    return head
 
 
 class _Children:

@@ -47,7 +47,11 @@ class OnChain(msgspec.Struct, frozen=True):
 
 
 class OwnChain(Protocol):
-    """A chain that the verifier looks at itself. What it does not say now is None; nothing is raised for that."""
+    """A chain that the verifier looks at itself. What it does not say now is None; nothing is raised for that.
+
+    A port: what liteservers say is read in `cli.own_chain`, as this package imports nothing that reads a chain. What
+    asynchronous clients are given is asked on their event loop; synchronous ones run one for each question.
+    """
 
     async def look(self, proof: Proof) -> OnChain:
         """All that it has of what a proof names."""

@@ -174,6 +174,18 @@ test('a co-signed close ends a window early, pays no more than the deposit, and 
     refunded(nothing, 10n * TON);
 });
 
+test('a voucher that comes behind a co-signed close is refused inside the window, too, and nobody ends it twice', async () => {
+    await bench.open(10n * TON);
+    await byClient(escrow.requestClose());
+    refunded(await byClient(bench.terms(3n * TON)), 7n * TON);
+
+    await bench.refuse(EXIT.badState, bench.voucher(6n * TON));
+    await bench.refuse(EXIT.badState, bench.voucher(6n * TON, { signer: OPERATOR }));
+    await bench.refuse(EXIT.badState, bench.terms(6n * TON), { from: CLIENT });
+    bench.sandbox.advance(DAY);
+    await bench.refuse(EXIT.badState, escrow.finalize());
+});
+
 test('a co-signed close needs the client, the operator\'s key, and terms for this escrow that are not overtaken', async () => {
     await bench.open(10n * TON);
     await bench.act(bench.voucher(2n * TON));

@@ -5,6 +5,7 @@ import { beginCell } from '@ton/core';
 import { createShardAccount } from '@ton/sandbox';
 import { GLOBAL_ID } from '../config.mjs';
 import { ENOUGH, EscrowBench, NOBODY, NO_KEY, OPERATOR_PAIR, SESSION_PAIR, TON, amountsOf } from './support/escrow_bench.mjs';
+import { gasFee } from './support/fees.mjs';
 import { EXCESSES, EXIT, addressOf } from './support/sandbox.mjs';
 import * as escrow from './support/escrow.mjs';
 
@@ -93,6 +94,34 @@ test('a signature by another key, of another voucher, or under a key that there 
     await bench.open(TON);
     await bench.refuse(EXIT.badSignature, bench.voucher(TON, { signer: OPERATOR }));
     await bench.refuse(EXIT.badSignature, bench.terms(TON), { from: CLIENT });
+});
+
+test('where there is no key, what anybody can sign under a key of zeros is refused', async () => {
+    // A point of order four: with s = 0 and R one of its multiples, each fits about a quarter of all messages.
+    const crafted = ['00', '01', 'ec'].flatMap((first) => {
+        const point = Buffer.alloc(32, first === 'ec' ? 0xff : 0);
+        point[0] = Number.parseInt(first, 16);
+        const [plus, minus] = [Buffer.from(point), Buffer.from(point)];
+        plus[31] = (point[31] ?? 0) & 0x7f;
+        minus[31] = (point[31] ?? 0) | 0x80;
+        return [plus, minus].map((multiple) => Buffer.concat([multiple, Buffer.alloc(32)]));
+    });
+    bench.configure({ voucherKey: NO_KEY });
+    await bench.open(TON);
+    for (let cumulative = 1n; cumulative <= 8n; cumulative += 1n) {
+        const cell = escrow.voucherCell({ escrow: bench.address, epoch: 7, cumulative });
+        for (const signature of crafted) {
+            await bench.refuse(EXIT.badSignature, escrow.settle(SESSION, signature, cell));
+        }
+    }
+    bench.configure({ operatorKey: NO_KEY });
+    await bench.open(TON);
+    for (let cumulative = 1n; cumulative <= 8n; cumulative += 1n) {
+        const cell = escrow.termsCell({ escrow: bench.address, epoch: 7, cumulative });
+        for (const signature of crafted) {
+            await bench.refuse(EXIT.badSignature, escrow.coClose(signature, cell), { from: CLIENT });
+        }
+    }
 });
 
 test('a voucher cell with anything more in it is refused', async () => {
@@ -215,6 +244,9 @@ test('what looks like a settlement coming back is owed only as far as it brought
     assert.ok(owed > 0n && owed < TON / 4n);
     const other = beginCell().storeUint(0xffffffff, 32).storeUint(EXCESSES, 32).storeUint(1, 64).endCell();
     await bench.act(other, { from: bench.payout, bounced: true, value: TON });
+    assert.equal((await bench.data()).owed, owed);
+    // What came back does not pay for entering it: nothing of what is owed already does.
+    await bench.act(forged, { from: bench.payout, bounced: true, value: gasFee(4000) - 1n });
     assert.equal((await bench.data()).owed, owed);
 });
 

@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { after, before, beforeEach, test } from 'node:test';
 import { beginCell } from '@ton/core';
 import { keyPairFromSeed } from '@ton/crypto';
+import { gasFee } from './support/fees.mjs';
 import { GasLog } from './support/gas.mjs';
 import * as registry from './support/registry.mjs';
 import { EXCESSES, EXIT, Sandbox, addressOf, deployedAt } from './support/sandbox.mjs';
@@ -112,7 +113,9 @@ test('the owner takes a proposal back', async () => {
     sandbox.advance(DELAY_S);
 
     await refuse(EXIT.badState, registry.apply(), OWNER);
-    assert.ok((await data()).current.equals(registry.paramsCell(FIRST)));
+    const now = await data();
+    assert.ok(now.current.equals(registry.paramsCell(FIRST)));
+    assert.equal(now.pendingAt, 0);
 });
 
 test('nobody else proposes, and a handover counts from the moment it is applied', async () => {
@@ -134,7 +137,8 @@ test('parameters that cannot be read, or with a key that proves nothing, are not
     const swapped = beginCell().storeBits(whole.clone().loadBits(whole.remainingBits))
         .storeRef(registry.paramsCell(NEXT).refs[1] ?? beginCell()).storeRef(keys);
     const long = beginCell().storeSlice(whole.clone()).storeBit(1);
-    for (const cell of [short.endCell(), swapped.endCell(), long.endCell(), beginCell().endCell()]) {
+    const codeless = beginCell().storeBits(whole.clone().loadBits(whole.remainingBits)).storeRef(keys).storeRef(beginCell());
+    for (const cell of [short, swapped, codeless, long, beginCell()].map((builder) => builder.endCell())) {
         await refuse(9, registry.propose(cell), OWNER);
     }
     for (const weak of [Buffer.alloc(32), Buffer.concat([Buffer.of(1), Buffer.alloc(31)])]) {
@@ -145,7 +149,7 @@ test('parameters that cannot be read, or with a key that proves nothing, are not
 test('too little value, plain transfers and unknown operations are refused', async () => {
     await act(registry.propose(registry.paramsCell(NEXT)), OWNER);
     sandbox.advance(DELAY_S);
-    const least = 600_000n; // what 9,000 units of gas cost at these prices
+    const least = gasFee(9000);
     await refuse(EXIT.lowValue, registry.propose(registry.paramsCell(FIRST)), OWNER, least - 1n);
     await refuse(EXIT.lowValue, registry.cancel(), OWNER, least - 1n);
     await refuse(EXIT.lowValue, registry.apply(), STRANGER, least - 1n);
@@ -153,7 +157,20 @@ test('too little value, plain transfers and unknown operations are refused', asy
         await refuse(EXIT.unknownOp, body, OWNER);
     }
     await refuse(9, beginCell().storeSlice(registry.cancel().beginParse()).storeBit(0).endCell(), OWNER);
-    assert.ok((await sandbox.send(STRANGER, ADDRESS, least + 1n, registry.apply())).ok);
+    for (const [body, from] of /** @type {const} */ ([
+        [registry.apply(), STRANGER], [registry.propose(registry.paramsCell(FIRST)), OWNER], [registry.cancel(), OWNER],
+    ])) {
+        assert.ok((await sandbox.send(from, ADDRESS, least, body)).ok);
+    }
+});
+
+test('a registry whose rent is used up in part obeys as before, and keeps what it is sent', async () => {
+    sandbox.advance(10 * 365 * 86_400);
+    const outcome = await sandbox.send(OWNER, ADDRESS, 1_000_000n, registry.propose(registry.paramsCell(NEXT)));
+
+    assert.ok(outcome.ok);
+    assert.ok((await sandbox.balance(ADDRESS)) < RENT);
+    assert.ok((await data()).pending?.equals(registry.paramsCell(NEXT)));
 });
 
 test('what a caller must attach covers what each operation burns', () => {

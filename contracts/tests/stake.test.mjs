@@ -104,6 +104,14 @@ describe('bonding', () => {
         assert.equal(readStake(await dataOf(chain, to)).bond, ton('5'));
     });
 
+    test('a bounty of a fifth is not too much', async () => {
+        const init = stakeInit({ owner: owner.address, operator: operator.address, ...terms, bountyBps: 2_000 });
+        const to = addressOf(init);
+        await send(owner, { to, value: ton('5') + GAS, body: bond(ton('5')), init });
+
+        assert.equal(readStake(await dataOf(chain, to)).bond, ton('5'));
+    });
+
     test('nothing is not an amount', async () => {
         refused(await say(owner, bond(0n)), 113);
     });

@@ -25,7 +25,7 @@ HOLDERS = (
     "SELECT count(*) FROM pg_locks AS held JOIN pg_database AS here ON held.database = here.oid"
     " WHERE held.locktype = 'advisory' AND held.granted AND here.datname = current_database()"
 )
-TAKEN, LOST = '"biller_turn_taken"', '"biller_turn_lost"'
+TAKEN, LOST, STANDS_BY = '"biller_turn_taken"', '"biller_turn_lost"', '"biller_stands_by"'
 
 
 class BillerProcess:
@@ -75,6 +75,7 @@ def billers(database_url: str, local_chain: LocalChain, tmp_path: Path) -> Itera
         for name in ("first", "second"):
             made.append(BillerProcess(name, tmp_path, environment))
             until(lambda: any(one.says(TAKEN) for one in made), "the first turn")
+        until(lambda: made[1].says(STANDS_BY), "that the second one asks")
         yield made
     finally:
         for one in made:

@@ -1,9 +1,13 @@
-"""One nano too many or too few anywhere, in the books or on the chain, is found and named."""
+"""One nano too many or too few anywhere is found and named; a liteserver that is behind is no difference."""
 
+import asyncio
+import json
 import uuid
+from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner, Result
 
 from billing.escrows import Escrow
 from billing.payouts import Epoch
@@ -13,14 +17,21 @@ from billing.postgres.ledger import PostgresLedger
 from billing.postgres.payouts import Payouts
 from billing.postgres.pool import Connection, Pool
 from billing.settlement.contracts import escrow_seen, payee_seen, payout_seen
-from billing.settlement.reconcile import reconcile
+from billing.settlement.reconcile import LiteserverBehindError, reconcile
+from billing.ton.liteclient import LiteChain
+from billing.ton.settings import read_liteservers
+from cli.main import main
 from cocoon.addresses import Address
+from cocoon.clock import SystemClock
 from cocoon.contracts.codes import code_of
 from cocoon.contracts.escrow import EscrowConfig, EscrowData
 from cocoon.contracts.payout import PayoutAccountData, PayoutData, account_init, payout_init
+from cocoon.usage import TokenUsage
+from tests.fixtures_chain import LocalChain
+from tests.ledger_values import hold_request, settlement
 from tests.memory_chain import MemoryChain
 from tests.settlement_books import NANO, enrol_worker, spend
-from tests.settlement_chain import FEE_BPS, payout_config, public, terms_of
+from tests.settlement_chain import FEE_BPS, GLOBAL_ID, SettlementNetwork, payout_config, public, terms_of
 
 OPERATOR, CLIENT, WALLET = (Address(0, bytes([n]) * 32) for n in (1, 2, 3))
 CONFIG = payout_config(OPERATOR, fee_bps=FEE_BPS, delay_s=0, salt=bytes(32))
@@ -194,3 +205,91 @@ async def test_a_root_that_is_not_ours_is_found(world: World) -> None:
     world.payout = msgspec.structs.replace(world.payout, roots=roots)
     world.show()
     assert await world.differences() == {("epoch", "root on the chain")}
+
+
+async def test_a_chain_older_than_the_books_is_not_compared(world: World, connection: Connection) -> None:
+    seen = world.chain.seqno
+    for table, contract in (("escrows", str(world.address)), ("payees", str(CHILD)), ("payout_contract", str(PAYOUT))):
+        moved = f"UPDATE {table} SET seen_seqno = seen_seqno + $1"
+        await connection.execute(moved, 7)
+        with pytest.raises(LiteserverBehindError) as caught:
+            await reconcile(world.pool, world.chain, PAYOUT)
+        assert (caught.value.contract, caught.value.seen_seqno, caught.value.seqno) == (contract, seen + 7, seen)
+        await connection.execute(moved, -7)
+    assert await world.differences() == set()
+
+
+async def test_a_liteserver_that_lags_is_named_and_waited_for(
+    own_chain: LocalChain, pool: Pool, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with LiteChain(read_liteservers(own_chain.config), SystemClock(), global_id=GLOBAL_ID) as chain:
+        network = SettlementNetwork(chain, own_chain, uuid.uuid4().hex)
+        await network.deploy()
+        own_chain.fault(halt=True)
+        state = await chain.account(network.payout, await chain.head())
+    seen, _ = payout_seen(state, code_of("payout").hash, network.operator.address)
+    await Payouts(pool, str(network.payout)).observe_contract(seen)
+    own_chain.fault(lag_blocks=3)
+    monkeypatch.setenv("COCOON_DATABASE_URL", database_url)
+    monkeypatch.setenv("COCOON_LITESERVERS", str(own_chain.config))
+    monkeypatch.setenv("COCOON_PAYOUT_CONTRACT", str(network.payout))
+
+    async def reconciled(*options: str) -> Result:
+        return await asyncio.to_thread(CliRunner().invoke, main, ["reconcile", *options])
+
+    told, said = await reconciled(), await reconciled("--json")
+    at = seen.seqno - 3
+    assert (told.exit_code, said.exit_code) == (3, 3)
+    assert told.stdout == (
+        f"Cannot tell: the books have seen {network.payout} as of block {seen.seqno}; the liteservers are at {at}.\n"
+    )
+    behind = {"contract": str(network.payout), "seen_seqno": seen.seqno}
+    assert json.loads(said.stdout) == {"seqno": at, "behind": behind, "holds": None}
+
+    async def catching_up(*asked: Any) -> Any:
+        try:
+            return await reconcile(*asked)
+        except LiteserverBehindError:
+            own_chain.fault(clear=True)
+            raise
+
+    monkeypatch.setattr("cli.reconcile.reconcile", catching_up)
+    waited = await reconciled("--wait", "60")
+    assert waited.exit_code == 0, waited.output
+    assert "comparisons tie" in waited.stdout
+
+
+async def test_a_worker_that_was_removed_is_paid_what_it_answers_then_and_has_earned(
+    world: World, connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COCOON_DATABASE_URL", database_url)
+    worker = await connection.fetchval("SELECT worker_id FROM workers")
+    [escrow] = await Escrows(world.pool).all()
+
+    async def removed() -> Result:
+        return await asyncio.to_thread(CliRunner().invoke, main, ["workers", "remove", str(worker)])
+
+    async with PostgresLedger(world.pool) as ledger:
+        request = hold_request(escrow.customer_id, 100)
+        await ledger.hold(request)
+        first, again = await removed(), await removed()
+        job = settlement(
+            request.job_id, escrow.customer_id, worker=worker, usage=TokenUsage(prompt=100), price=NANO
+        )  # fmt: skip
+        assert (await ledger.settle(job)).charge.nano == 100
+    assert (first.exit_code, again.exit_code) == (0, 1), first.output
+    assert "no worker" in again.stderr
+    assert await connection.fetchval("SELECT state FROM workers") == "removed"
+
+    settled = SPENT + 100
+    world.escrow = msgspec.structs.replace(world.escrow, settled_nano=settled)
+    world.payout = msgspec.structs.replace(world.payout, received_nano=settled)
+    world.show()
+    payouts = Payouts(world.pool, str(PAYOUT))
+    await world.look(escrow, payouts)
+    epoch = await payouts.prepare_epoch(world.payout.received_nano - world.payout.fee_max_nano)
+    assert epoch is not None
+    assert epoch.total_nano == settled - settled * FEE_BPS // 10_000
+    [payee] = await payouts.payees()
+    assert (payee.wallet, payee.leaf_nano) == (str(WALLET), epoch.total_nano)
+    assert await world.differences() == set()

@@ -94,11 +94,15 @@ def test_an_amount_that_the_contract_would_not_take_is_not_sent(nano: int) -> No
         accept(Agreed(terms(cumulative_nano=nano), b""), DATA, None, ask=False)
 
 
-def test_more_than_the_owner_meant_is_refused_and_less_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_the_owner_meant_is_refused_and_less_is_asked_about(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     agreed = Agreed(terms(), b"")
     with pytest.raises(ContractError, match="more than"):
         accept(agreed, DATA, OWED - 1, ask=False)
     accept(agreed, DATA, OWED, ask=False)
+    assert "whatever you answer" not in capsys.readouterr().err
     monkeypatch.setattr("click.termui.visible_prompt_func", lambda _: "n")
     with pytest.raises(click.Abort):
         accept(agreed, DATA, OWED, ask=True)
+    assert "nothing is served on the escrow any more, whatever you answer" in capsys.readouterr().err

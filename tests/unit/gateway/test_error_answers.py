@@ -80,6 +80,7 @@ def made(cls: type[CocoonError]) -> CocoonError:
         return cls(90)
     arguments: dict[str, Any] = {"AttemptBusyError": (1.0,), "RefusedError": (500, b"", None)}
     arguments["InvalidRequestError"] = ("bad",)
+    arguments["LiteserverBehindError"] = (f"0:{'ab' * 32}", 9, 6)
     return cls(*arguments.get(cls.__name__, ()))
 
 
