@@ -33,8 +33,8 @@ from gateway.sealed import SealedRequests
 from gateway.settle import Settler
 from gateway.walk import Call
 from tests.memory_claims import MemoryClaims
-from workers.enrolments import upstream
 from workers.covers import ENDLESS_NANO
+from workers.enrolments import upstream
 from workers.registry import Registry
 from workers.routing import RetryBudget, Router
 from workers.targets import Target
