@@ -149,6 +149,7 @@ def create_app(settings: Settings | None = None, opener: Opener | None = None) -
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
             yield
+        log.info("gateway_stopped")
 
     def inference(endpoint: Endpoint) -> ASGIRouteHandler:
         @asgi(endpoint.path, copy_scope=False)

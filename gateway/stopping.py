@@ -18,6 +18,9 @@ from gateway.services import Services
 
 EXCHANGES_S_MAX = 1.0
 """How long exchanges whose bodies are sent may take to end, and how long again once they are cancelled."""
+ABANDONED_S = 30.0
+"""Beyond the drain, when the kernel ends a process that hangs. granian's main process would have done it before, but
+may be dead itself, and what it leaves would keep the port."""
 SETTLE_S_MAX = 4.0
 """How long settlements may take at the very end; what is left then expires as a hold."""
 log = structlog.get_logger()
@@ -35,6 +38,7 @@ async def graceful_stop(services: Services) -> AsyncGenerator[None]:
         services.stopping.set()
         log.info("drain_began", live=len(services.pipeline.live), drain_s=drain_s)
         loop.call_later(drain_s, cancel_live)
+        signal.setitimer(signal.ITIMER_REAL, drain_s + ABANDONED_S)
         os.kill(os.getpid(), signal.SIGINT)
 
     def cancel_live() -> None:

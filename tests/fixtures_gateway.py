@@ -38,6 +38,7 @@ from tests.scripted_engine import ScriptedEngine
 MODEL = "scripted"
 NETWORK_SECRET = "11" * 32
 START_S_MAX = 60.0
+STOP_S_MAX = 60.0
 CREDIT_NANO = 10**9
 PRICE = Price(version=1, prompt=1_000_000, cached=500_000, completion=2_000_000, share_bps=9_000)
 _LIBC = ctypes.CDLL(None)
@@ -76,16 +77,24 @@ class Stack:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    async def _stopping(self) -> int:
+        """Gateway processes that have begun to stop and not ended in order, those that a test has killed included."""
+        logs = [path.read_text() for path in self._logs.glob("*.log")]
+        return sum(log.count('"drain_began"') - log.count('"gateway_stopped"') for log in logs)
+
     async def _end_processes(self) -> None:
+        stopping = await self._stopping()
         for process in self._processes:
             if process.poll() is None:
                 process.terminate()
         for process in self._processes:
             try:
-                await asyncio.to_thread(process.wait, 15)
+                await asyncio.to_thread(process.wait, STOP_S_MAX)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        # granian kills who hangs, and would be the only one to notice.
+        await self.until_true(self._stopping, lambda count: count <= stopping)
 
     # Books
 

@@ -9,7 +9,6 @@ and a connection that failed is closed and opened anew behind a pause that grows
 import asyncio
 import base64
 import contextlib
-from collections.abc import Generator
 from typing import Any, Self
 
 from pytoniq import LiteClient, LiteServerError
@@ -28,6 +27,7 @@ from billing.ton.history import read_page
 from billing.ton.proofs import MASTERCHAIN, WHOLE_SHARD, account_id, block_id, read_account, read_header
 from billing.ton.settings import Liteserver
 from cocoon.addresses import Address
+from cocoon.cancellation import cancellation_kept
 from cocoon.clock import Clock
 
 ANSWER_S_MAX = 10.0
@@ -95,7 +95,7 @@ class _Peer:
             LiteServerError: the server answered with an error.
             ChainUnavailableError: it did not answer.
         """
-        with _cancellation_kept():
+        with cancellation_kept():
             try:
                 async with asyncio.timeout(self._answer_s):
                     answer = await self._answered(name, data)
@@ -332,23 +332,6 @@ class LiteChain:
             except (ChainUnavailableError, ChainProofError) as error:
                 failure = _worse(failure, error)
         raise failure
-
-
-@contextlib.contextmanager
-def _cancellation_kept() -> Generator[None]:
-    """Stop whoever was told to stop inside, whatever came of it: pytoniq waits with `asyncio.wait_for`.
-
-    Below Python 3.12 that forgets a cancellation which comes in the moment of the answer, and a task that is told to
-    stop once would go on for ever.
-    """
-    task = asyncio.current_task()
-    assert task is not None, "asked from a task"
-    told_before = task.cancelling()
-    try:
-        yield
-    finally:
-        if task.cancelling() > told_before:
-            raise asyncio.CancelledError
 
 
 def _worse(first: Exception, second: Exception) -> Exception:

@@ -122,7 +122,7 @@ class Network:
         log = read_log(self._settings.inherited, bytes.fromhex(self._secrets.network_secret), GLOBAL_ID)
         pins = {MODEL: manifest_digest(raw)}
         self._state.write_trust(trust_text(self._state.policy.name, self._policy, self._operator, log, GLOBAL_ID, pins))
-        # Nothing before the end of the start needs the chain, which may have to fetch its packages first.
+        # The chain may have to fetch its packages first, and nothing before the gateway needs it.
         chain = supervisor.start(self._embedded(self._chain, stage=1))
         await all_ready(
             supervisor.start(self._embedded(self._postgres, stage=0)),
@@ -132,8 +132,9 @@ class Network:
         await seed(self._postgres.dsn, self._secrets, self._clock, self._rng)
         # Workers' certificates are their own; on loopback a health probe needs no more than an answer.
         async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False, verify=False) as client:  # noqa: S501
+            await all_ready(chain)
             gateway = supervisor.start(self._gateway(client))
-            biller = await self._settle(supervisor, chain)
+            biller = await self._settle(supervisor)
             await self._enrol_wallets(gateway)
             await self._stake()
             await all_ready(gateway, biller, *(supervisor.start(self._worker(name, client)) for name in WORKERS))
@@ -257,13 +258,12 @@ class Network:
             ready_s=WORKER_READY_SECONDS,
         )
 
-    async def _settle(self, supervisor: Supervisor, chain: Keeper) -> Keeper:
+    async def _settle(self, supervisor: Supervisor) -> Keeper:
         """Contracts on the chain, the customer's escrow in the books, and the biller that looks at both.
 
         Raises:
-            DevError: the chain does not start, or does not take a message.
+            DevError: the chain does not take a message.
         """
-        await all_ready(chain)
         await self._settlement.establish(self._chain.config, self._chain.control, self._clock)
         await self._settlement.register(self._postgres.dsn, self._clock, self._rng)
 
@@ -389,6 +389,7 @@ class Network:
                     clock=self._clock,
                 ),
                 "COCOON_GLOBAL_ID": str(GLOBAL_ID),
+                "COCOON_LITESERVERS": str(self._chain.config),
                 "COCOON_WALLET_DOMAINS": ",".join(sorted({LOOPBACK, "localhost", self._settings.host.lower()})),
                 "COCOON_ALLOW_PRIVATE_WORKERS": "1",
                 "COCOON_ALLOW_PRIVATE_WEBHOOKS": "1",

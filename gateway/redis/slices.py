@@ -17,6 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
+from cocoon.cancellation import cancellation_kept
 from gateway.slices import (
     CONTENDED_S,
     EXTRA_PARTS,
@@ -71,8 +72,9 @@ class RedisSlices:
         for first in range(0, max(len(asks), 1), BATCH_MAX):
             batch = asks[first : first + BATCH_MAX]
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    raw = await self._call(generation, batch)
+                with cancellation_kept():
+                    async with asyncio.timeout(self._timeout_s):
+                        raw = await self._call(generation, batch)
             except (RedisError, OSError) as error:
                 raise SlicesUnavailableError(type(error).__name__) from error
             named, processes = raw[0].decode(), raw[1]

@@ -9,6 +9,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from cocoon.cancellation import cancellation_kept
 from workers.errors import HeartbeatBusUnavailableError
 
 CONNECTIONS_MAX = 16
@@ -90,8 +91,12 @@ def open_client(redis_url: str, *, timeout_s: float) -> Client:
 
 @contextlib.contextmanager
 def translated() -> Generator[None]:
-    """Raise `HeartbeatBusUnavailableError` for what Redis and the network do."""
+    """Raise `HeartbeatBusUnavailableError` for what Redis and the network do, and keep being told to stop.
+
+    One for each wait: redis-py may forget a cancellation, and what comes after it would not.
+    """
     try:
-        yield
+        with cancellation_kept():
+            yield
     except (RedisError, OSError) as error:
         raise HeartbeatBusUnavailableError from error

@@ -88,22 +88,22 @@ class HeartbeatBus:
             await self._redis.aclose()
 
     async def _follow(self) -> None:
-        with translated():
-            async with self._subscription() as messages:
-                # Subscribed first, so that nothing falls between the picture and the stream.
-                await self._load_current()
-                self._registry.hold_liveness(False)
-                self.connected = True
-                _log.info("heartbeat_bus_connected")
-                async for payload in messages:
-                    self._take(payload, self._clock.monotonic())
+        async with self._subscription() as messages:
+            # Subscribed first, so that nothing falls between the picture and the stream.
+            await self._load_current()
+            self._registry.hold_liveness(False)
+            self.connected = True
+            _log.info("heartbeat_bus_connected")
+            async for payload in messages:
+                self._take(payload, self._clock.monotonic())
 
     @contextlib.asynccontextmanager
     async def _subscription(self) -> AsyncGenerator[AsyncGenerator[bytes]]:
         pubsub = self._redis.pubsub()
         try:
-            await pubsub.subscribe(CHANNEL)
-            confirmed = await pubsub.get_message(timeout=TIMEOUT_S)
+            with translated():
+                await pubsub.subscribe(CHANNEL)
+                confirmed = await pubsub.get_message(timeout=TIMEOUT_S)
             if confirmed is None:
                 raise HeartbeatBusUnavailableError("the subscription was not confirmed")
             async with contextlib.aclosing(_messages(pubsub)) as messages:
@@ -120,7 +120,8 @@ class HeartbeatBus:
                 for key in keys:
                     pipe.get(key)
                     pipe.pttl(key)
-                answers = await pipe.execute()
+                with translated():
+                    answers = await pipe.execute()
             now = self._clock.monotonic()
             for payload, left_ms in zip(answers[::2], answers[1::2], strict=True):
                 if isinstance(payload, bytes) and isinstance(left_ms, int) and left_ms > 0:
@@ -141,11 +142,13 @@ class HeartbeatBus:
 async def _messages(pubsub: Subscription) -> AsyncGenerator[bytes]:
     asked = False
     while True:
-        message = await pubsub.get_message(timeout=TIMEOUT_S if asked else SILENCE_S_MAX)
+        with translated():
+            message = await pubsub.get_message(timeout=TIMEOUT_S if asked else SILENCE_S_MAX)
         if message is None:
             if asked:
                 raise HeartbeatBusUnavailableError("the subscription does not answer")
-            await pubsub.ping()
+            with translated():
+                await pubsub.ping()
             asked = True
             continue
         asked = False

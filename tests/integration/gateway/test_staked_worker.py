@@ -138,24 +138,6 @@ async def test_a_worker_gets_requests_when_the_chain_has_shown_its_stake_and_unt
     await stack.check_books()
 
 
-async def test_a_request_that_needs_more_of_a_stake_than_its_process_has_waits_for_it(
-    stack: Stack, tmp_path: pathlib.Path
-) -> None:
-    staked = a_staked_key(operator_key=operator_key())
-    await stack.start_gateway(upstream=False, COCOON_STAKE_PER_UNIT_NANO="1000")
-    await stack.start_worker("staked", stack.engine, **environment(tmp_path, staked))
-    await bond(stack, str(staked.address), "live", 8_000)
-    async with stack.client() as client:
-        # A process that wants little has an eighth of the stake. A token is worth about two nano.
-        await stack.until_true(lambda: client.post(PATH, json=chat(max_tokens=10)), lambda found: found.is_success)
-        for _ in range(5):
-            answer = await client.post(PATH, json=chat(max_tokens=1_500))
-            assert answer.status_code == 200, answer.text
-        refused = await client.post(PATH, json=chat(max_tokens=7_000))
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "workers_busy")
-    await stack.check_books()
-
-
 async def bond(stack: Stack, address: str, state: str, nano: int) -> None:
     """What the biller would have seen."""
     await stack.rows(

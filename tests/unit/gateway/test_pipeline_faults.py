@@ -11,6 +11,7 @@ from billing.ports import Outcome
 from gateway.errors import AnswerBrokenError, AnswerTimeoutError
 from gateway.idempotency import ROOM_BYTES_MAX, Standing
 from tests.unit.gateway.walk_parts import PRICE, Blow, Walked, no_task_left, walked
+from workers.errors import CoverMissedError
 
 SHAPES: dict[str, dict[str, Any]] = {
     "unary": {"stream": False},
@@ -20,6 +21,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "stream kept alive": {"stream": True, "late": True},
     "unary with a key": {"stream": False, "key": b"k"},
     "stream with a key after a failed attempt": {"stream": True, "broken": 1, "key": b"k"},
+    "unary that needs more of a stake": {"stream": False, "uncovered": True},
+    "stream that needs more of a stake after a failed attempt": {"stream": True, "broken": 1, "uncovered": True},
     "nobody answers": {"stream": True, "broken": 2},
     "nobody answers a stream kept alive": {"stream": True, "broken": 2, "late": True},
 }
@@ -95,6 +98,18 @@ async def test_one_blow_at_any_await(shape: str) -> None:
     assert steps >= 7
     for index, blow in itertools.product(range(steps), (Blow.CANCEL, Blow.LEAVE, Blow.VANISH, Blow.CRASH, Blow.FAIL)):
         await steps_of(SHAPES[shape], {index: blow})
+
+
+async def test_a_request_waits_a_moment_and_no_longer_for_more_of_a_stake(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = await walked({}, stream=False, uncovered=True)
+    assert whole.client.answered is not None
+    assert whole.steps.names.count("cover") == 1
+    monkeypatch.setattr("gateway.attempts.CLAIM_S_MAX", 0.03)
+    async with no_task_left():
+        walk = await walked({whole.steps.names.index("cover"): Blow.STALL}, stream=False, uncovered=True)
+
+    check(walk)
+    assert [type(error) for error in walk.client.errors] == [CoverMissedError]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -33,6 +33,7 @@ from gateway.sealed import SealedRequests
 from gateway.settle import Settler
 from gateway.walk import Call
 from tests.memory_claims import MemoryClaims
+from workers.covers import ENDLESS_NANO
 from workers.enrolments import upstream
 from workers.registry import Registry
 from workers.routing import RetryBudget, Router
@@ -319,12 +320,25 @@ class Walked:
         self.settled = False
         self.spent = self.held = 0
 
+    def grant(self, nano: int) -> None:
+        """What may be dispatched against each stake."""
+        for member in self.registry.members():
+            assert member.cover is not None
+            member.cover.granted_nano = nano
+
+    async def claim_cover(self) -> None:
+        await self.steps.step("cover")
+        self.grant(ENDLESS_NANO)
+
 
 async def walked(
     blows: dict[int, Blow], *, stream: bool, broken: int = 0, late: bool = False, key: bytes | None = None,
-    **limits: float,
+    uncovered: bool = False, **limits: float,
 ) -> Walked:  # fmt: skip
-    """Walk one request through a pipeline of its own. `late`: the first token comes after a keep-alive comment."""
+    """Walk one request through a pipeline of its own. `late`: the first token comes after a keep-alive comment.
+
+    `uncovered`: at first this process may dispatch against nobody's stake.
+    """
     steps = Steps(blows)
     client = SteppedClient(steps, body_of(stream=stream))
 
@@ -334,6 +348,8 @@ async def walked(
     await walk.ledger.deposit(new_job_id(clock, random.Random(1)), PRINCIPAL.customer_id, Amount(CREDIT))
     async with walk.idempotency, Settler(walk.ledger, clock) as settler:
         pipeline = a_pipeline(walk, settler, staked=True, keep_alive_s=0.0 if late else 10.0, **limits)
+        if uncovered:
+            walk.grant(0)
         steps.task = asyncio.get_running_loop().create_task(
             pipeline.serve(Call(endpoint=CHAT, authorization=b"Bearer " + KEY, idempotency_key=key), client)
         )
@@ -364,7 +380,7 @@ def a_pipeline(walk: Walked, settler: Settler, *, staked: bool = False, **limits
     times: dict[str, Any] = {"first_byte_s": 5.0, "idle_s": 5.0, "request_s_max": 5.0, "keep_alive_s": 10.0, **limits}
     attempts = Attempts(
         Router(walk.registry, clock, rng, staked=staked), walk.transport, RetryBudget(clock), clock,  # type: ignore[arg-type]
-        network_secret=bytes(32), global_id=-3, request_s_max=5,
+        network_secret=bytes(32), global_id=-3, request_s_max=5, claim_cover=walk.claim_cover,
     )  # fmt: skip
     return Pipeline(
         keys=keys, limiter=walk.limiter, ledger=walk.ledger, prices=prices, attempts=attempts, settler=settler,
